@@ -1,0 +1,2 @@
+//! Placeholder until its verb stands.
+fn main() {}

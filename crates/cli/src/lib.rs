@@ -1,0 +1,1 @@
+//! Configuration, rendering and exit codes of the three programs.
