@@ -1,1 +1,12 @@
+//! Object stores behind one port, [`ObjectStore`]. This room knows keys and bytes, and nothing of what they mean.
 //! See docs/ARCHITECTURE.md.
+
+mod error;
+mod key;
+mod listing;
+mod port;
+
+pub use error::{StoreError, StoreErrorKind};
+pub use key::{BadKey, Key};
+pub use listing::{list_all, list_folders};
+pub use port::{ByteStream, ListOptions, ListPage, ObjectMeta, ObjectStore, PutMode, Upload};
