@@ -1,1 +1,20 @@
-//! See docs/ARCHITECTURE.md.
+//! Walden's own words: the repository's keys and documents, what a cluster's archive covers, and the plans made from that.
+//! Values in, values out: no files, no network, no clock (see docs/ARCHITECTURE.md and docs/FORMAT.md).
+
+pub mod digest;
+pub mod document;
+pub mod file_map;
+pub mod framed;
+pub mod keys;
+pub mod records;
+
+pub use digest::{Sha256Digest, ShortDigest};
+pub use document::{Document, DocumentError};
+pub use file_map::{Extent, FileBody, FileContent, FileEntry, FileEntryError};
+pub use framed::{FrameEntry, Head, HeadKind, Tail, Writer};
+pub use keys::{BackupId, ClusterName, SystemKeys, WalName};
+pub use records::{
+    AbandonedDocument, BackupKind, BackupRecord, CommitDocument, ControlSettings, DamagedBlock,
+    Encryption, IdentityDocument, PackRef, RandomId, RepositoryDocument, SegmentRange, ShardRef,
+    Snapshot, StartedDocument, Tablespace, WalRange,
+};
