@@ -4,9 +4,11 @@
 mod error;
 mod key;
 mod listing;
+mod local;
 mod port;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use key::{BadKey, Key};
 pub use listing::{list_all, list_folders};
+pub use local::LocalStore;
 pub use port::{ByteStream, ListOptions, ListPage, ObjectMeta, ObjectStore, PutMode, Upload};
