@@ -1,6 +1,8 @@
 //! Object stores behind one port, [`ObjectStore`]. This room knows keys and bytes, and nothing of what they mean.
 //! See docs/ARCHITECTURE.md.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod key;
 mod listing;
