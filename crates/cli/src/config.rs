@@ -1,0 +1,185 @@
+//! The configuration file: found, read, and turned from what it says into what it means.
+
+mod duration;
+mod error;
+mod raw;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use duration::{BadSpan, Span};
+pub use error::ConfigError;
+pub use raw::{LogLevel, StandbyOnOutage};
+use raw::{RawConfig, RawRepository};
+use walden_model::{ClusterName, RandomId};
+
+/// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
+pub const DEFAULT_FILE: &str = "/etc/walden/walden.yaml";
+
+/// The environment's variable that names the configuration file.
+pub const VARIABLE: &str = "WALDEN_CONFIG";
+
+/// What the configuration means for one cluster, every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The file that this was read from, absolute: a restored `restore_command` names it.
+    pub file: PathBuf,
+    /// The cluster's name in the repository.
+    pub cluster: ClusterName,
+    /// `clusters.NAME.pgdata`: the cluster's data directory.
+    pub pgdata: Option<PathBuf>,
+    /// `clusters.NAME.connection`: a libpq connection string for backups.
+    pub connection: Option<String>,
+    /// `clusters.NAME.primary_connection`: the primary of a standby that backups are taken from.
+    pub primary_connection: Option<String>,
+    /// `clusters.NAME.pg_bin_dir`: where pg_basebackup is; else it is looked for on the path.
+    pub pg_bin_dir: Option<PathBuf>,
+    /// `clusters.NAME.spool_dir`: where a backup of a cluster with tablespaces passes through.
+    pub spool_dir: Option<PathBuf>,
+    /// The repository, a folder.
+    pub repository: RepositorySettings,
+    /// `compression.level`: zstd's, 1 to 19.
+    pub compression_level: i32,
+    /// `push.deadline`: how long one push may take.
+    pub push_deadline: Duration,
+    /// `fetch.retry_for`: how long one fetch tries again while a repository does not answer.
+    pub fetch_retry_for: Duration,
+    /// `fetch.standby_on_outage`.
+    pub standby_on_outage: StandbyOnOutage,
+    /// `backup.wal_timeout`: how long a backup waits for its WAL to be archived.
+    pub backup_wal_timeout: Duration,
+    /// `log_level`.
+    pub log_level: LogLevel,
+}
+
+/// One entry of `repositories`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositorySettings {
+    /// What people call it.
+    pub name: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// The id that its root document must have, so that another folder in its place is never taken for it.
+    pub id: Option<RandomId>,
+}
+
+/// Chooses the file: `--config`, else a non-empty `$WALDEN_CONFIG`, else [`DEFAULT_FILE`].
+pub fn locate(option: Option<&Path>, variable: Option<std::ffi::OsString>) -> PathBuf {
+    option
+        .map(Path::to_path_buf)
+        .or_else(|| {
+            variable
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        })
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
+}
+
+/// Reads the file and resolves it for the cluster that `--cluster` names, or the only one there is.
+pub fn load(file: &Path, cluster: Option<&str>) -> Result<Settings, ConfigError> {
+    let file = std::path::absolute(file).map_err(|source| ConfigError::Unreadable {
+        file: file.to_owned(),
+        source,
+    })?;
+    match std::fs::read_to_string(&file) {
+        Ok(text) => resolve(&file, &text, cluster),
+        Err(source) => Err(ConfigError::Unreadable { file, source }),
+    }
+}
+
+/// What `text`, read from `file`, means for a cluster.
+pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Settings, ConfigError> {
+    let raw: RawConfig = if text.trim().is_empty() {
+        return Err(ConfigError::Missing {
+            file: file.to_owned(),
+            key: "clusters",
+        });
+    } else {
+        serde_yaml::from_str(text).map_err(|e| ConfigError::from_yaml(file, text, &e))?
+    };
+
+    let mut clusters = raw.clusters.map(|clusters| clusters.0).unwrap_or_default();
+    let known = || {
+        clusters
+            .iter()
+            .map(|(name, _)| name.to_string())
+            .collect::<Vec<_>>()
+    };
+    let chosen = match cluster {
+        _ if clusters.is_empty() => {
+            return Err(ConfigError::Missing {
+                file: file.to_owned(),
+                key: "clusters",
+            });
+        }
+        Some(wanted) => clusters
+            .iter()
+            .position(|(name, _)| name.to_string() == wanted)
+            .ok_or_else(|| ConfigError::NoSuchCluster {
+                file: file.to_owned(),
+                wanted: wanted.to_owned(),
+                known: known(),
+            })?,
+        None if clusters.len() > 1 => {
+            return Err(ConfigError::WhichCluster {
+                file: file.to_owned(),
+                known: known(),
+            });
+        }
+        None => 0,
+    };
+    let (name, cluster) = clusters.swap_remove(chosen);
+    let path = |path: Option<raw::Text<raw::AbsolutePath>>| path.map(|path| path.0.0);
+    Ok(Settings {
+        file: file.to_owned(),
+        cluster: name,
+        pgdata: path(cluster.pgdata),
+        connection: cluster.connection,
+        primary_connection: cluster.primary_connection,
+        pg_bin_dir: path(cluster.pg_bin_dir),
+        spool_dir: path(cluster.spool_dir),
+        repository: resolve_repository(file, raw.repositories.unwrap_or_default())?,
+        compression_level: raw.compression.level.0.0,
+        push_deadline: raw.push.deadline.0.0,
+        fetch_retry_for: raw.fetch.retry_for.0.0,
+        standby_on_outage: raw.fetch.standby_on_outage,
+        backup_wal_timeout: raw.backup.wal_timeout.0.0,
+        log_level: raw.log_level,
+    })
+}
+
+fn resolve_repository(
+    file: &Path,
+    repositories: Vec<RawRepository>,
+) -> Result<RepositorySettings, ConfigError> {
+    let file = || file.to_owned();
+    let mut repositories = repositories.into_iter();
+    let repository = repositories.next().ok_or_else(|| ConfigError::Missing {
+        file: file(),
+        key: "repositories",
+    })?;
+    if repositories.next().is_some() {
+        return Err(ConfigError::OneRepository { file: file() });
+    }
+    if repository.s3.is_some() {
+        return Err(ConfigError::NotAFolder { file: file() });
+    }
+    Ok(RepositorySettings {
+        name: repository.name.ok_or_else(|| ConfigError::Missing {
+            file: file(),
+            key: "repositories[0].name",
+        })?,
+        path: repository
+            .path
+            .ok_or_else(|| ConfigError::Missing {
+                file: file(),
+                key: "repositories[0].path",
+            })?
+            .0
+            .0,
+        id: repository.id.map(|id| id.0),
+    })
+}
+
+#[cfg(test)]
+mod tests;

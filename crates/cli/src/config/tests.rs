@@ -1,0 +1,308 @@
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::problem::Problem;
+
+const SMALL: &str = "\
+clusters:
+  main:
+    pgdata: /var/lib/postgresql/17/main
+repositories:
+  - name: here
+    path: /var/lib/walden
+";
+
+const FILE: &str = "/etc/walden/walden.yaml";
+
+fn resolved(text: &str) -> Settings {
+    resolve(Path::new(FILE), text, None)
+        .unwrap_or_else(|e| panic!("this configuration is good: {e}"))
+}
+
+/// What a person reads when `text` is the configuration.
+fn complaint(text: &str, cluster: Option<&str>) -> String {
+    match resolve(Path::new(FILE), text, cluster) {
+        Ok(settings) => panic!("this configuration should have been refused: {settings:?}"),
+        Err(error) => Problem::from(error).render(),
+    }
+}
+
+#[test]
+fn what_is_not_said_has_its_documented_default() {
+    assert_eq!(
+        resolved(SMALL),
+        Settings {
+            file: FILE.into(),
+            cluster: "main".parse().expect("a cluster's name"),
+            pgdata: Some("/var/lib/postgresql/17/main".into()),
+            connection: None,
+            primary_connection: None,
+            pg_bin_dir: None,
+            spool_dir: None,
+            repository: RepositorySettings {
+                name: "here".to_owned(),
+                path: "/var/lib/walden".into(),
+                id: None
+            },
+            compression_level: 1,
+            push_deadline: Duration::from_secs(50),
+            fetch_retry_for: Duration::from_secs(30),
+            standby_on_outage: StandbyOnOutage::Wait,
+            backup_wal_timeout: Duration::from_secs(600),
+            log_level: LogLevel::Info,
+        },
+        "the defaults"
+    );
+}
+
+#[test]
+fn the_example_in_deploy_is_read_and_says_the_defaults() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/walden.example.yaml");
+    let example = std::fs::read_to_string(&path).expect("deploy/walden.example.yaml");
+    let said = resolved(&example);
+    let default = resolved(SMALL);
+    assert_eq!(
+        (
+            said.compression_level,
+            said.push_deadline,
+            said.fetch_retry_for,
+            said.standby_on_outage
+        ),
+        (
+            default.compression_level,
+            default.push_deadline,
+            default.fetch_retry_for,
+            default.standby_on_outage
+        ),
+        "the example shows the defaults"
+    );
+    assert_eq!(
+        (said.backup_wal_timeout, said.log_level),
+        (default.backup_wal_timeout, default.log_level)
+    );
+
+    // The keys that are commented out are good too.
+    let whole: String = example
+        .lines()
+        .map(|line| match line.trim_start().strip_prefix("#: ") {
+            Some(key) => format!(
+                "{}{key}\n",
+                " ".repeat(line.len() - line.trim_start().len())
+            ),
+            None => format!("{line}\n"),
+        })
+        .collect();
+    let said = resolved(&whole);
+    assert!(
+        said.connection.is_some()
+            && said.primary_connection.is_some()
+            && said.pg_bin_dir.is_some()
+            && said.spool_dir.is_some()
+            && said.repository.id.is_some(),
+        "every optional key of a cluster and of a repository is in the example: {said:?}"
+    );
+}
+
+#[test]
+fn everything_said_is_taken_over() {
+    let settings = resolved(
+        "\
+clusters: { main: { connection: host=/run user=postgres, spool_dir: /var/tmp } }
+repositories: [ { name: here, path: /r, id: 00000000000000000000000000000012 } ]
+compression: { level: 19 }
+push: { deadline: 2min }
+fetch: { retry_for: 500ms, standby_on_outage: stop }
+backup: { wal_timeout: 1h }
+log_level: debug
+",
+    );
+    assert_eq!(
+        settings.connection.as_deref(),
+        Some("host=/run user=postgres")
+    );
+    assert_eq!(settings.spool_dir.as_deref(), Some(Path::new("/var/tmp")));
+    assert_eq!(
+        settings.repository.id.map(|id| id.to_string()).as_deref(),
+        Some("00000000000000000000000000000012"),
+        "an id of digits alone is not read as a number"
+    );
+    assert_eq!(settings.compression_level, 19);
+    assert_eq!(settings.push_deadline, Duration::from_secs(120));
+    assert_eq!(settings.fetch_retry_for, Duration::from_millis(500));
+    assert_eq!(settings.standby_on_outage, StandbyOnOutage::Stop);
+    assert_eq!(settings.backup_wal_timeout, Duration::from_secs(3600));
+    assert_eq!(settings.log_level, LogLevel::Debug);
+}
+
+#[test]
+fn a_cluster_may_say_nothing_but_its_name() {
+    assert_eq!(
+        resolved("clusters: { main: }\nrepositories: [ { name: a, path: /r } ]\n").pgdata,
+        None
+    );
+}
+
+#[test]
+fn an_unknown_key_names_its_line_and_the_nearest_key() {
+    assert_eq!(
+        complaint(&SMALL.replace("pgdata", "pgdta"), None),
+        "error: /etc/walden/walden.yaml, line 3: unknown key \"pgdta\" in clusters.main\n\
+         hint: did you mean \"pgdata\"? Known here: pgdata, connection, primary_connection, pg_bin_dir, spool_dir\n"
+    );
+    assert_eq!(
+        complaint(&format!("{SMALL}\ncompresion: {{ level: 3 }}\n"), None),
+        "error: /etc/walden/walden.yaml, line 8: unknown key \"compresion\"\n\
+         hint: did you mean \"compression\"? Known here: clusters, repositories, compression, push, fetch, backup, log_level\n"
+    );
+    assert_eq!(
+        complaint(
+            &SMALL.replace("    path: ", "    colour: blue\n    path: "),
+            None
+        ),
+        "error: /etc/walden/walden.yaml, line 6: unknown key \"colour\" in repositories[0]\n\
+         hint: known here: name, path, id, s3\n"
+    );
+    assert_eq!(
+        complaint(&format!("{SMALL}push: {{ dedline: 3s }}\n"), None),
+        "error: /etc/walden/walden.yaml, line 7: unknown key \"dedline\" in push\n\
+         hint: did you mean \"deadline\"? Known here: deadline\n"
+    );
+}
+
+#[test]
+fn a_value_that_can_not_be_meant_names_its_line() {
+    for (text, expected) in [
+        (
+            SMALL.replace("/var/lib/walden", "walden"),
+            "line 6: repositories[0].path: \"walden\" is not an absolute path: begin it with /",
+        ),
+        (
+            format!("{SMALL}compression: {{ level: 20 }}\n"),
+            "line 7: compression.level: 20 is not a compression level: write 1 (fastest) to 19 (smallest)",
+        ),
+        (
+            format!("{SMALL}push:\n  deadline: 50\n"),
+            "line 8: push.deadline: \"50\" is not a span of time: write a whole number and a unit, as in 50s, 10min, 1h (units: ms, s, min, h, d)",
+        ),
+        (
+            format!("{SMALL}fetch: {{ standby_on_outage: panic }}\n"),
+            "line 7: fetch.standby_on_outage: unknown variant `panic`, expected `wait` or `stop`",
+        ),
+        (
+            SMALL.replace("  main:", "  Main:"),
+            "line 2: clusters: \"Main\" cannot name a cluster: use 1 to 63 lower-case letters, digits and hyphens, beginning with a letter or digit, and not the reserved word \"identity\"",
+        ),
+        (
+            SMALL.replace("repositories", "  main: { pgdata: /x }\nrepositories"),
+            "line 2: clusters: the cluster main is there twice",
+        ),
+        (
+            SMALL.replace("    path", "    id: 12\n    path"),
+            "line 6: repositories[0].id: \"12\" is not an id of 32 lower-case hexadecimal digits",
+        ),
+    ] {
+        assert_eq!(
+            complaint(&text, None),
+            format!("error: {FILE}, {expected}\nhint: walden.example.yaml explains every key\n"),
+            "for {text}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_yaml_names_its_line() {
+    let said = complaint("clusters:\n  main: {\nrepositories: ]\n", None);
+    assert!(
+        said.starts_with("error: /etc/walden/walden.yaml, line 3: "),
+        "the line is named: {said}"
+    );
+}
+
+#[test]
+fn a_missing_section_is_shown_as_it_should_be() {
+    let cluster = "error: /etc/walden/walden.yaml: \"clusters\" is missing\n\
+                   hint: add at least one cluster, as in \"clusters: { main: { pgdata: /var/lib/postgresql/17/main } }\"\n";
+    assert_eq!(complaint("", None), cluster, "an empty file");
+    assert_eq!(
+        complaint("# nothing\n", None),
+        cluster,
+        "a file of comments"
+    );
+    assert_eq!(complaint("repositories: []", None), cluster);
+    assert_eq!(complaint("clusters: {}", None), cluster);
+    assert_eq!(
+        complaint("clusters: { main: }", None),
+        "error: /etc/walden/walden.yaml: \"repositories\" is missing\n\
+         hint: add the repository, as in \"repositories: [{ name: here, path: /var/lib/walden }]\"\n"
+    );
+    assert_eq!(
+        complaint("clusters: { main: }\nrepositories: [{ name: here }]", None),
+        "error: /etc/walden/walden.yaml: \"repositories[0].path\" is missing\n\
+         hint: a repository needs a name and a path, as in \"{ name: here, path: /var/lib/walden }\"\n"
+    );
+}
+
+#[test]
+fn only_one_folder_is_accepted_as_repository() {
+    assert_eq!(
+        complaint(
+            &format!("{SMALL}  - {{ name: elsewhere, path: /mnt }}\n"),
+            None
+        ),
+        "error: /etc/walden/walden.yaml: more than one repository, and this version keeps exactly one\n\
+         hint: leave one entry under \"repositories\"\n"
+    );
+    assert_eq!(
+        complaint(
+            &SMALL.replace("path: /var/lib/walden", "s3: { bucket: b, region: r }"),
+            None
+        ),
+        "error: /etc/walden/walden.yaml: a repository in S3, and this version keeps its repository in a folder\n\
+         hint: give the repository a path in place of s3\n"
+    );
+}
+
+#[test]
+fn with_several_clusters_one_has_to_be_named() {
+    let two = SMALL.replace("repositories", "  other:\n    pgdata: /o\nrepositories");
+    assert_eq!(
+        complaint(&two, None),
+        "error: /etc/walden/walden.yaml has more than one cluster, and none was named\nhint: name one with --cluster: main, other\n"
+    );
+    assert_eq!(
+        complaint(&two, Some("third")),
+        "error: /etc/walden/walden.yaml has no cluster \"third\"\nhint: name one with --cluster: main, other\n"
+    );
+    let chosen = resolve(Path::new(FILE), &two, Some("other")).expect("the named cluster");
+    assert_eq!(
+        chosen.pgdata.as_deref(),
+        Some(Path::new("/o")),
+        "the named cluster's own settings"
+    );
+}
+
+#[test]
+fn an_absent_file_says_where_another_can_be_named() {
+    let error =
+        load(Path::new("/nonexistent/walden.yaml"), None).expect_err("there is no such file");
+    assert_eq!(
+        Problem::from(error).render(),
+        "error: cannot read the configuration /nonexistent/walden.yaml\n\
+         cause: No such file or directory (os error 2)\n\
+         hint: write it (walden.example.yaml explains every key), or name another file with --config or WALDEN_CONFIG\n"
+    );
+}
+
+#[test]
+fn the_option_goes_before_the_variable_and_that_before_the_default() {
+    let option = Path::new("/a");
+    assert_eq!(locate(Some(option), Some("/b".into())), Path::new("/a"));
+    assert_eq!(locate(None, Some("/b".into())), Path::new("/b"));
+    assert_eq!(
+        locate(None, Some("".into())),
+        Path::new(DEFAULT_FILE),
+        "an empty variable is none"
+    );
+    assert_eq!(locate(None, None), Path::new(DEFAULT_FILE));
+}

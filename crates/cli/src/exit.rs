@@ -1,0 +1,38 @@
+//! The exit codes of the three programs.
+
+/// What `walden` and `walden-wal-push` say with their exit code.
+///
+/// PostgreSQL counts 1 to 125 from an `archive_command` as a failure and tries again; above that its archiver
+/// restarts (pgarch.c, `pgarch_archiveXlog`), so no code here is larger.
+pub mod common {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// It was tried and failed.
+    pub const FAILURE: u8 = 1;
+    /// The command line or the configuration is wrong: nothing was tried.
+    pub const USAGE: u8 = 2;
+    /// The backup was taken and can be restored, but blocks of the cluster are damaged.
+    pub const DAMAGED_BLOCKS: u8 = 3;
+}
+
+/// What `walden-wal-fetch` says with its exit code.
+///
+/// PostgreSQL takes 1 to 125 from a `restore_command` for "the archive ends here" and may then open the database
+/// (xlogarchive.c, `RestoreArchivedFile`); from 126 on it stops. 129 to 192 are left to shells, which report a
+/// signal's number plus 128: 143 would be taken for a shutdown that somebody asked for.
+pub mod fetch {
+    /// The file is there, whole and verified.
+    pub const RESTORED: u8 = 0;
+    /// The repository was asked, is the right one, and has no such file, nor any that would come after it.
+    pub const ABSENT: u8 = 1;
+    /// The repository could not be reached or does not answer.
+    pub const OUTAGE: u8 = 200;
+    /// What is stored is not what was stored once, or the file could not be written.
+    pub const DAMAGE: u8 = 201;
+    /// The file is missing although later ones are there.
+    pub const HOLE: u8 = 202;
+    /// The command line or the configuration is wrong.
+    pub const USAGE: u8 = 203;
+    /// A defect of Walden.
+    pub const INTERNAL: u8 = 204;
+}
