@@ -28,6 +28,8 @@ impl<'a> Scene<'a> {
     fn new(install: &'a PgInstall, dir: &'a TestDir) -> Result<Self> {
         let archive = dir.server_dir("archive")?;
         let mut production = Cluster::builder(install, dir, "production")
+            // No power is lost here, and the disk takes most of these tests' time.
+            .conf("fsync", "off")
             .conf("archive_mode", "on")
             .conf(
                 "archive_command",
@@ -127,7 +129,9 @@ fn ledger_agrees_with_recovery_to_each_target(install: &PgInstall, dir: &TestDir
             )?;
         }
         scene.ledger.compare(&restored, target)?;
-        pg_amcheck(&restored)?;
+        if *target == Target::Latest {
+            pg_amcheck(&restored)?;
+        }
     }
     Ok(())
 }
