@@ -1,5 +1,7 @@
 //! The folder backend passes the suite that every backend passes.
 
+#![allow(clippy::unwrap_used, reason = "a test's way to fail")]
+
 use std::sync::Arc;
 
 use walden_store::{LocalStore, conformance};

@@ -238,3 +238,26 @@ pub(super) fn sweep(root: &Root, older_than: jiff::Timestamp) -> Result<u64, Sto
     }
     Ok(swept)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// File systems without hard links are rare where tests run; their way is tried by itself.
+    #[test]
+    fn where_links_are_refused_renaming_replaces_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let (from, to) = (place.path().join("from"), place.path().join("to"));
+        std::fs::write(&from, "new").unwrap();
+        std::fs::write(&to, "old").unwrap();
+        assert_eq!(
+            rename_no_replace(&from, &to),
+            Err(Errno::EXIST),
+            "a taken name is refused"
+        );
+        assert_eq!(std::fs::read(&to).unwrap(), b"old", "what was there stays");
+        std::fs::remove_file(&to).unwrap();
+        rename_no_replace(&from, &to).unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), b"new", "a free name is taken");
+    }
+}
