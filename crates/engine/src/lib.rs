@@ -1,1 +1,10 @@
-//! See docs/ARCHITECTURE.md.
+//! Walden's verbs. Each takes a request, a value, and gives a report or an error; none touches stdout, arguments or the
+//! environment. See docs/ARCHITECTURE.md.
+
+pub mod codec;
+pub mod fetch;
+pub mod host;
+//pub mod init;
+pub mod pipeline;
+pub mod push;
+pub mod repository;

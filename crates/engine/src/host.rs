@@ -1,0 +1,83 @@
+//! This machine and this process: what Walden writes down about itself, and PostgreSQL's data directory on it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use walden_model::{RandomId, Writer};
+use walden_pg::SystemIdentifier;
+
+/// The machine's name.
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// What is written into each object's head about the program that writes it.
+pub fn writer() -> Writer {
+    Writer {
+        host: host_name(),
+        started_at: Timestamp::now(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// A fresh random id.
+pub fn random_id() -> RandomId {
+    RandomId(rand::random())
+}
+
+/// Cores that compression may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// PostgreSQL's data directory, for programs that PostgreSQL starts: the one that was named, else the working directory (where
+/// PostgreSQL starts its commands), else the parent of the `pg_wal` in which the WAL file stands. It is the first of these that has a
+/// `global/pg_control`.
+pub fn find_pgdata(named: Option<&Path>, wal_file: &Path) -> Option<PathBuf> {
+    let above = wal_file.parent().and_then(Path::parent).map(|p| {
+        if p.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            p
+        }
+    });
+    let candidates = match named {
+        Some(named) => vec![named],
+        None => [Some(Path::new(".")), above]
+            .into_iter()
+            .flatten()
+            .collect(),
+    };
+    candidates
+        .into_iter()
+        .find(|dir| dir.join(CONTROL).is_file())
+        .map(Path::to_path_buf)
+}
+
+/// pg_control's place below PGDATA (PostgreSQL: `XLOG_CONTROL_FILE` in access/xlog_internal.h and pg_control.h).
+pub const CONTROL: &str = "global/pg_control";
+
+/// A control file that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the system identifier from {}", path.display())]
+pub struct ControlError {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Reads the system identifier from a data directory's control file.
+pub fn system_identifier(pgdata: &Path) -> Result<SystemIdentifier, ControlError> {
+    let path = pgdata.join(CONTROL);
+    let mut bytes = [0; 8];
+    match File::open(&path).and_then(|mut file| file.read_exact(&mut bytes)) {
+        Ok(()) => Ok(SystemIdentifier(u64::from_le_bytes(bytes))),
+        Err(source) => Err(ControlError { path, source }),
+    }
+}

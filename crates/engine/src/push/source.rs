@@ -1,0 +1,126 @@
+//! The file that PostgreSQL hands over: opened once, checked, read from one descriptor.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use walden_model::Sha256Digest;
+use walden_pg::wal_name::ParseWalNameError;
+use walden_pg::{LongPageHeader, SegmentFacts, SegmentMismatch, WalFileName, check_segment};
+
+use super::Difference;
+
+/// History files are lines of text; PostgreSQL writes some hundred bytes.
+const MAX_TEXT: u64 = 16 * 1024 * 1024;
+
+#[derive(Debug)]
+pub(super) enum SourceError {
+    Name(ParseWalNameError),
+    Read(std::io::Error),
+    Changed,
+    Mismatch(SegmentMismatch),
+}
+
+impl From<std::io::Error> for SourceError {
+    fn from(error: std::io::Error) -> Self {
+        SourceError::Read(error)
+    }
+}
+
+/// An open WAL file that is what its name says.
+#[derive(Debug)]
+pub(super) struct WalSource {
+    pub file: WalFileName,
+    pub size: u64,
+    /// Of a segment or a part of one.
+    pub facts: Option<SegmentFacts>,
+    handle: File,
+}
+
+impl WalSource {
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let file: WalFileName = name.parse().map_err(SourceError::Name)?;
+        let handle = File::open(path)?;
+        let size = handle.metadata()?.len();
+        let facts = match file {
+            WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
+                let mut first = [0; LongPageHeader::LENGTH];
+                let length = usize::try_from(size).unwrap_or(usize::MAX).min(first.len());
+                let first = first.get_mut(..length).unwrap_or_default();
+                handle.read_exact_at(first, 0)?;
+                Some(check_segment(&segment, first, size).map_err(SourceError::Mismatch)?)
+            }
+            WalFileName::History(_) | WalFileName::Backup { .. } if size > MAX_TEXT => {
+                return Err(SourceError::Read(std::io::Error::other(format!(
+                    "{size} bytes are more than a history file has"
+                ))));
+            }
+            WalFileName::History(_) | WalFileName::Backup { .. } => None,
+        };
+        Ok(WalSource {
+            file,
+            size,
+            facts,
+            handle,
+        })
+    }
+
+    /// Reads all of it in portions of at most `portion` bytes and gives the digest of what was read.
+    pub fn read(
+        &self,
+        portion: usize,
+        mut out: impl FnMut(Vec<u8>) -> std::io::Result<()>,
+    ) -> Result<Sha256Digest, SourceError> {
+        let mut hash = Sha256::new();
+        let mut offset = 0;
+        while offset < self.size {
+            let length = usize::try_from(self.size - offset)
+                .unwrap_or(usize::MAX)
+                .min(portion);
+            let mut content = vec![0; length];
+            self.handle.read_exact_at(&mut content, offset)?;
+            hash.update(&content);
+            offset += length as u64;
+            out(content)?;
+        }
+        if self.handle.metadata()?.len() != self.size {
+            return Err(SourceError::Changed);
+        }
+        Ok(Sha256Digest(hash.finalize().into()))
+    }
+
+    /// The first byte from `offset` on at which the file and `other` differ. Bytes beyond the file's end differ.
+    pub fn first_difference(&self, other: &[u8], offset: u64) -> std::io::Result<Option<u64>> {
+        let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut mine = vec![0; other.len().min(left)];
+        self.handle.read_exact_at(&mut mine, offset)?;
+        let differ = mine.iter().zip(other).position(|(a, b)| a != b);
+        let beyond = (mine.len() < other.len()).then_some(mine.len());
+        Ok(differ.or(beyond).map(|at| offset + at as u64))
+    }
+
+    pub fn difference_at(&self, offset: u64) -> Difference {
+        match &self.facts {
+            Some(facts) => Difference::Lsn(walden_pg::Lsn(
+                facts.header.page_address.0.saturating_add(offset),
+            )),
+            None => Difference::Byte(offset),
+        }
+    }
+
+    /// What is odd about the file, but no reason to leave it with PostgreSQL for ever.
+    pub fn warning(&self) -> Option<String> {
+        let facts = self.facts.as_ref()?;
+        facts.version.is_none().then(|| {
+            format!(
+                "{} has the page magic {:04X}, which belongs to no PostgreSQL that this version of Walden knows (14 to 18); it is archived all the same",
+                self.file, facts.header.magic
+            )
+        })
+    }
+}

@@ -1,0 +1,413 @@
+//! A repository as the verbs see it: documents and framed objects over an object store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+use walden_model::document::{self, MAX_DOCUMENT};
+use walden_model::keys::{self, ROOT_KEY};
+use walden_model::{
+    ClusterName, Document, DocumentError, IdentityDocument, RandomId, RepositoryDocument,
+};
+use walden_pg::SystemIdentifier;
+use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind};
+
+use crate::codec::{CodecError, DecodedObject, Expected, ObjectDecoder, ReadTail, tail_of};
+
+/// First guess at a tail's length; a longer one costs a second request.
+const TAIL_GUESS: u64 = 16 * 1024;
+
+/// Where a repository is, as the configuration says.
+#[derive(Debug, Clone)]
+pub struct RepositorySettings {
+    /// For people.
+    pub name: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// The repository id that must be found there, if the configuration pins it.
+    pub id: Option<RandomId>,
+}
+
+/// An open repository. That it is really there is proven by [`Repository::root`].
+#[derive(Debug, Clone)]
+pub struct Repository {
+    name: String,
+    id: Option<RandomId>,
+    store: Arc<dyn ObjectStore>,
+}
+
+/// Why a repository did not give or take something.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// The store's own error.
+    #[error("repository \"{name}\" failed")]
+    Store {
+        /// The repository.
+        name: String,
+        /// What the store says.
+        #[source]
+        source: StoreError,
+    },
+    /// There is no root document: not mounted, or not ours.
+    #[error(
+        "{location} has no walden.json, so repository \"{name}\" is not mounted there or was never made; \
+         mount it, or make it with: walden init"
+    )]
+    NoRoot {
+        /// The repository.
+        name: String,
+        /// The folder.
+        location: String,
+    },
+    /// Another repository stands there.
+    #[error(
+        "{location} holds repository {found}, but the configuration of \"{name}\" says {expected}"
+    )]
+    WrongRepository {
+        /// The repository.
+        name: String,
+        /// The folder.
+        location: String,
+        /// The id that is there.
+        found: RandomId,
+        /// The id that the configuration names.
+        expected: RandomId,
+    },
+    /// Nobody registered this system identifier.
+    #[error(
+        "cluster \"{cluster}\" with system identifier {system} is not registered in repository \"{name}\"; \
+         register it with: walden init --cluster {cluster}"
+    )]
+    NotRegistered {
+        /// The repository.
+        name: String,
+        /// The cluster's name in the configuration.
+        cluster: ClusterName,
+        /// The identifier that was asked for.
+        system: SystemIdentifier,
+    },
+    /// A document that cannot be believed.
+    #[error("document {key} cannot be used")]
+    Document {
+        /// Its key.
+        key: String,
+        /// Why.
+        #[source]
+        source: DocumentError,
+    },
+    /// A framed object that cannot be believed.
+    #[error("object {key} cannot be used")]
+    Object {
+        /// Its key.
+        key: String,
+        /// Why.
+        #[source]
+        source: CodecError,
+    },
+    /// The one who took the content failed.
+    #[error("the content of {key} could not be taken over")]
+    Sink {
+        /// Its key.
+        key: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A task of ours broke off.
+    #[error("reading {key} broke off inside Walden; please report this")]
+    Internal {
+        /// What was being read.
+        key: String,
+        /// The panic.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+/// What an error means for the one who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The store is there and has no such object.
+    Absent,
+    /// The store is missing, refuses, or cannot answer; later it may.
+    Outage,
+    /// What is stored cannot be believed.
+    Damage,
+    /// The configuration must change, or a command be run.
+    Configuration,
+    /// This machine or Walden itself.
+    Local,
+}
+
+impl RepositoryError {
+    /// What the error means.
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            RepositoryError::Store { source, .. } => match source.kind() {
+                StoreErrorKind::NotFound => Trouble::Absent,
+                StoreErrorKind::Invalid => Trouble::Damage,
+                _ => Trouble::Outage,
+            },
+            RepositoryError::NoRoot { .. } => Trouble::Outage,
+            RepositoryError::Object { source, .. } if source.needs_newer() => {
+                Trouble::Configuration
+            }
+            RepositoryError::Document {
+                source: DocumentError::NewerFormat(_) | DocumentError::UnknownFeature(_),
+                ..
+            }
+            | RepositoryError::WrongRepository { .. }
+            | RepositoryError::NotRegistered { .. } => Trouble::Configuration,
+            RepositoryError::Document { .. } | RepositoryError::Object { .. } => Trouble::Damage,
+            RepositoryError::Sink { .. } | RepositoryError::Internal { .. } => Trouble::Local,
+        }
+    }
+
+    /// Whether a create-only write found its key taken.
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, RepositoryError::Store { source, .. } if source.kind() == StoreErrorKind::AlreadyExists)
+    }
+}
+
+impl Repository {
+    /// Opens the folder. A folder that is missing is an outage: only `walden init` makes one.
+    pub fn open(settings: &RepositorySettings) -> Result<Self, RepositoryError> {
+        let store = LocalStore::open(&settings.path).map_err(|source| RepositoryError::Store {
+            name: settings.name.clone(),
+            source,
+        })?;
+        Ok(Repository {
+            name: settings.name.clone(),
+            id: settings.id,
+            store: Arc::new(store),
+        })
+    }
+
+    /// The repository's name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is, for people.
+    pub fn location(&self) -> String {
+        self.store.location()
+    }
+
+    /// The object store below.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// Adds the repository's name to a store's error.
+    pub fn failed(&self, source: StoreError) -> RepositoryError {
+        RepositoryError::Store {
+            name: self.name.clone(),
+            source,
+        }
+    }
+
+    /// A key of ours as the store's. Keys are built from checked parts; one that is refused all the same is an error.
+    pub fn key(&self, key: &str) -> Result<Key, RepositoryError> {
+        Key::parse(key).map_err(|e| {
+            self.failed(StoreError::new(StoreErrorKind::Invalid, "name", key).with_source(e))
+        })
+    }
+
+    /// Reads the root document: the proof that the repository is really there, and the expected one.
+    pub async fn root(&self) -> Result<RepositoryDocument, RepositoryError> {
+        let root: RepositoryDocument =
+            self.document(ROOT_KEY)
+                .await?
+                .ok_or_else(|| RepositoryError::NoRoot {
+                    name: self.name.clone(),
+                    location: self.location(),
+                })?;
+        match &self.id {
+            Some(expected) if *expected != root.repository_id => {
+                Err(RepositoryError::WrongRepository {
+                    name: self.name.clone(),
+                    location: self.location(),
+                    found: root.repository_id,
+                    expected: *expected,
+                })
+            }
+            _ => Ok(root),
+        }
+    }
+
+    /// The registration of a cluster's system identifier. Without one nothing is archived.
+    pub async fn registration(
+        &self,
+        cluster: &ClusterName,
+        system: SystemIdentifier,
+    ) -> Result<IdentityDocument, RepositoryError> {
+        if let Some(identity) = self.document(&keys::identity(cluster, system)).await? {
+            return Ok(identity);
+        }
+        self.root().await?;
+        Err(RepositoryError::NotRegistered {
+            name: self.name.clone(),
+            cluster: cluster.clone(),
+            system,
+        })
+    }
+
+    /// Every system identifier registered under a cluster's name.
+    pub async fn registrations(
+        &self,
+        cluster: &ClusterName,
+    ) -> Result<Vec<IdentityDocument>, RepositoryError> {
+        let objects = self.list(&keys::identity_prefix(cluster)).await?;
+        let mut found = Vec::new();
+        for object in objects {
+            found.extend(self.document(object.key.as_str()).await?);
+        }
+        Ok(found)
+    }
+
+    /// Every object whose key begins so, in byte order.
+    pub async fn list(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<walden_store::ObjectMeta>, RepositoryError> {
+        walden_store::list_all(self.store.as_ref(), prefix)
+            .try_collect()
+            .await
+            .map_err(|e| self.failed(e))
+    }
+
+    /// Reads a document; `None` where there is none.
+    pub async fn document<T: Document>(&self, key: &str) -> Result<Option<T>, RepositoryError> {
+        let (meta, mut stream) = match self.store.get(&self.key(key)?).await {
+            Err(e) if e.kind() == StoreErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| self.failed(e))?,
+        };
+        let damaged = |source| RepositoryError::Document {
+            key: key.to_owned(),
+            source,
+        };
+        if meta.size > MAX_DOCUMENT as u64 {
+            return Err(damaged(DocumentError::Damaged(format!(
+                "{} bytes are more than a document has",
+                meta.size
+            ))));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|e| self.failed(e))?);
+        }
+        document::decode(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// Writes a document, create-only.
+    pub async fn put_document<T: Document>(
+        &self,
+        key: &str,
+        value: &T,
+    ) -> Result<(), RepositoryError> {
+        let bytes = document::encode(value).map_err(|source| RepositoryError::Document {
+            key: key.to_owned(),
+            source,
+        })?;
+        self.store
+            .put(&self.key(key)?, bytes.into(), PutMode::Create)
+            .await
+            .map_err(|e| self.failed(e))
+    }
+
+    /// Reads a framed object from beginning to end on a blocking thread, giving its content to `sink`.
+    ///
+    /// What `sink` got is proven only once this returns `Ok`. `NotFound` is [`Trouble::Absent`].
+    pub async fn read_object<S>(
+        &self,
+        key: &str,
+        expected: Expected,
+        mut sink: S,
+    ) -> Result<DecodedObject, RepositoryError>
+    where
+        S: FnMut(Vec<u8>) -> std::io::Result<()> + Send + 'static,
+    {
+        let (_, mut stream) = self
+            .store
+            .get(&self.key(key)?)
+            .await
+            .map_err(|e| self.failed(e))?;
+        let (send, mut receive) = mpsc::channel::<Bytes>(4);
+        let decoding = tokio::task::spawn_blocking(move || {
+            let mut decoder = ObjectDecoder::new(expected);
+            let mut out = |content| sink(content).map_err(ReadError::Sink);
+            while let Some(chunk) = receive.blocking_recv() {
+                decoder.feed(&chunk, &mut out)?;
+            }
+            decoder.finish(&mut out)
+        });
+        let mut lost = None;
+        while let Some(chunk) = stream.next().await {
+            match chunk {
+                // The decoder hangs up only when it has an error of its own to give.
+                Ok(chunk) => {
+                    if send.send(chunk).await.is_err() {
+                        break;
+                    }
+                }
+                Err(e) => {
+                    lost = Some(e);
+                    break;
+                }
+            }
+        }
+        drop(send);
+        let decoded = decoding.await.map_err(|source| RepositoryError::Internal {
+            key: key.to_owned(),
+            source,
+        })?;
+        match (lost, decoded) {
+            (Some(e), _) => Err(self.failed(e)),
+            (None, Ok(object)) => Ok(object),
+            (None, Err(ReadError::Codec(source))) => Err(RepositoryError::Object {
+                key: key.to_owned(),
+                source,
+            }),
+            (None, Err(ReadError::Sink(source))) => Err(RepositoryError::Sink {
+                key: key.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Reads a framed object's tail, and its stored size.
+    pub async fn read_tail(&self, key: &str) -> Result<(u64, ReadTail), RepositoryError> {
+        let damaged = |source| RepositoryError::Object {
+            key: key.to_owned(),
+            source,
+        };
+        let mut guess = TAIL_GUESS;
+        loop {
+            let (meta, suffix) = self
+                .store
+                .get_suffix(&self.key(key)?, guess)
+                .await
+                .map_err(|e| self.failed(e))?;
+            match tail_of(&suffix).map_err(damaged)? {
+                Ok(tail) => return Ok((meta.size, tail)),
+                Err(needed) if (needed as u64) > guess && needed as u64 <= meta.size => {
+                    guess = needed as u64
+                }
+                Err(_) => return Err(damaged(CodecError::Truncated { what: "the tail" })),
+            }
+        }
+    }
+}
+
+enum ReadError {
+    Codec(CodecError),
+    Sink(std::io::Error),
+}
+
+impl From<CodecError> for ReadError {
+    fn from(error: CodecError) -> Self {
+        ReadError::Codec(error)
+    }
+}
