@@ -1,6 +1,10 @@
 //! How a folder fails: by the right kind, with nothing left behind.
 
-#![allow(clippy::unwrap_used, reason = "a test's way to fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails, and says what it skipped"
+)]
 
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, symlink};
