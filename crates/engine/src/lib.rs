@@ -6,5 +6,6 @@ pub mod fetch;
 pub mod host;
 //pub mod init;
 pub mod pipeline;
+pub mod progress;
 pub mod push;
 pub mod repository;
