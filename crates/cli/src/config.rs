@@ -11,7 +11,8 @@ pub use duration::{BadSpan, Span};
 pub use error::ConfigError;
 pub use raw::{LogLevel, StandbyOnOutage};
 use raw::{RawConfig, RawRepository};
-use walden_model::{ClusterName, RandomId};
+use walden_engine::repository::RepositorySettings;
+use walden_model::ClusterName;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
 pub const DEFAULT_FILE: &str = "/etc/walden/walden.yaml";
@@ -20,7 +21,7 @@ pub const DEFAULT_FILE: &str = "/etc/walden/walden.yaml";
 pub const VARIABLE: &str = "WALDEN_CONFIG";
 
 /// What the configuration means for one cluster, every default filled in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// The file that this was read from, absolute: a restored `restore_command` names it.
     pub file: PathBuf,
@@ -50,17 +51,6 @@ pub struct Settings {
     pub backup_wal_timeout: Duration,
     /// `log_level`.
     pub log_level: LogLevel,
-}
-
-/// One entry of `repositories`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RepositorySettings {
-    /// What people call it.
-    pub name: String,
-    /// The folder.
-    pub path: PathBuf,
-    /// The id that its root document must have, so that another folder in its place is never taken for it.
-    pub id: Option<RandomId>,
 }
 
 /// Chooses the file: `--config`, else a non-empty `$WALDEN_CONFIG`, else [`DEFAULT_FILE`].

@@ -21,18 +21,61 @@ pub mod common {
 /// (xlogarchive.c, `RestoreArchivedFile`); from 126 on it stops. 129 to 192 are left to shells, which report a
 /// signal's number plus 128: 143 would be taken for a shutdown that somebody asked for.
 pub mod fetch {
+    use walden_engine::fetch::Verdict;
+
     /// The file is there, whole and verified.
     pub const RESTORED: u8 = 0;
-    /// The repository was asked, is the right one, and has no such file, nor any that would come after it.
+    /// The repository was asked, is the right one, and has no such file, nor any that would come after it. Also what a
+    /// standby is told while the repository does not answer, because it asks again.
     pub const ABSENT: u8 = 1;
     /// The repository could not be reached or does not answer.
     pub const OUTAGE: u8 = 200;
-    /// What is stored is not what was stored once, or the file could not be written.
+    /// What is stored is not what was stored once.
     pub const DAMAGE: u8 = 201;
     /// The file is missing although later ones are there.
     pub const HOLE: u8 = 202;
     /// The command line or the configuration is wrong.
     pub const USAGE: u8 = 203;
-    /// A defect of Walden.
+    /// This machine failed (a full disk), or Walden has a defect.
     pub const INTERNAL: u8 = 204;
+
+    /// The code that tells PostgreSQL a verdict.
+    #[must_use]
+    pub fn of(verdict: Verdict) -> u8 {
+        match verdict {
+            Verdict::Absent => ABSENT,
+            Verdict::Outage => OUTAGE,
+            Verdict::Damage => DAMAGE,
+            Verdict::Hole => HOLE,
+            Verdict::Configuration => USAGE,
+            Verdict::Internal => INTERNAL,
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn only_a_proven_absence_ends_a_recovery() {
+            for verdict in [
+                Verdict::Outage,
+                Verdict::Damage,
+                Verdict::Hole,
+                Verdict::Configuration,
+                Verdict::Internal,
+            ] {
+                let code = of(verdict);
+                assert!(
+                    code >= 126 && !(129..=192).contains(&code),
+                    "{verdict:?} exits {code}, which PostgreSQL or a shell would take for something else"
+                );
+            }
+            assert_eq!(
+                of(Verdict::Absent),
+                1,
+                "PostgreSQL goes on without a file that is not there"
+            );
+        }
+    }
 }

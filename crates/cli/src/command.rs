@@ -1,0 +1,144 @@
+//! What the three programs have in common on their command lines and on their way to an exit code.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::error::ErrorKind;
+
+use crate::config::{self, ConfigError, Settings};
+
+/// Which configuration, and which of its clusters.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Place {
+    /// The configuration file [default: $WALDEN_CONFIG, else /etc/walden/walden.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The cluster, where the configuration has more than one
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
+}
+
+impl Place {
+    /// Reads what the configuration says of this cluster. `variable` is the environment's [`config::VARIABLE`].
+    pub fn settings(&self, variable: Option<OsString>) -> Result<Settings, ConfigError> {
+        config::load(
+            &config::locate(self.config.as_deref(), variable),
+            self.cluster.as_deref(),
+        )
+    }
+}
+
+/// Whether anything panicked, on whatever thread.
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// Runs the whole of a program. A panic on any thread, even one that nothing waits for, makes the exit code `on_panic`.
+pub fn guarded(on_panic: u8, program: impl FnOnce() -> u8) -> ExitCode {
+    ExitCode::from(guarded_code(on_panic, program))
+}
+
+fn guarded_code(on_panic: u8, program: impl FnOnce() -> u8) -> u8 {
+    std::panic::set_hook(Box::new(|panic| {
+        PANICKED.store(true, Ordering::SeqCst);
+        let backtrace = std::backtrace::Backtrace::capture();
+        let _ = write!(
+            std::io::stderr().lock(),
+            "error: Walden {} has a defect: {panic}\nhint: please report this, with these lines\n{}",
+            env!("CARGO_PKG_VERSION"),
+            match backtrace.status() {
+                std::backtrace::BacktraceStatus::Captured => format!("{backtrace}\n"),
+                _ => String::new(),
+            }
+        );
+    }));
+    let code = catch_unwind(AssertUnwindSafe(program)).unwrap_or(on_panic);
+    if PANICKED.load(Ordering::SeqCst) {
+        on_panic
+    } else {
+        code
+    }
+}
+
+/// Prints what clap has to say instead of parsed arguments. Gives true if the person asked for it (`--help`, `--version`).
+pub fn print_clap(error: &clap::Error) -> bool {
+    // A closed pipe is the reader's own choice.
+    let _ = error.print();
+    matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    )
+}
+
+/// Runs a future to its end and leaves without waiting for threads that are stuck in the kernel.
+///
+/// The future is a task of its own, so that a call in it that blocks does not stop the caller's timers: two workers, one
+/// of which is always free to look at the clock.
+pub fn run<F>(future: F) -> Result<F::Output, RunError>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(RunError::Runtime)?;
+    let output = runtime
+        .block_on(runtime.spawn(future))
+        .map_err(RunError::Task);
+    runtime.shutdown_background();
+    output
+}
+
+/// Why a program could not do its work at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No threads to be had.
+    #[error("cannot start: no threads or file descriptors to be had")]
+    Runtime(#[source] std::io::Error),
+    /// The work broke off.
+    #[error("the work broke off inside Walden; please report this")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // One test, because what it is about is global to the process.
+    #[test]
+    fn a_panic_on_any_thread_decides_the_exit_code() {
+        assert_eq!(
+            guarded_code(204, || 7),
+            7,
+            "without a panic the program's own code counts"
+        );
+        assert_eq!(
+            guarded_code(204, || panic!("on purpose")),
+            204,
+            "a panic in the program"
+        );
+        PANICKED.store(false, Ordering::SeqCst);
+        let detached = || {
+            let _ = std::thread::spawn(|| panic!("on purpose, on a thread")).join();
+            0
+        };
+        assert_eq!(
+            guarded_code(204, detached),
+            204,
+            "a panic on a thread whose end nobody looks at"
+        );
+        PANICKED.store(false, Ordering::SeqCst);
+        let task = || u8::from(run(async { panic!("on purpose, in a task") }).is_ok());
+        assert_eq!(
+            guarded_code(204, task),
+            204,
+            "a panic in an asynchronous task"
+        );
+        PANICKED.store(false, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,108 @@
+//! `walden-wal-fetch`, PostgreSQL's `restore_command`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Parser;
+use walden_engine::fetch::{FetchRequest, Verdict, fetch};
+
+use crate::command::{Place, print_clap, run};
+use crate::config::StandbyOnOutage;
+use crate::exit::fetch as exit;
+use crate::problem::Problem;
+use crate::{logging, render};
+
+/// Brings one WAL file back from the repository, for PostgreSQL's restore_command:
+///
+///   restore_command = 'walden-wal-fetch %f %p'
+///
+/// Exit codes: 0 the file is there, verified; 1 the repository proved that it has no such file, nor a later one (a
+/// standby is told this also while the repository does not answer); 200 the repository does not answer; 201 what is
+/// stored is damaged; 202 the file is missing although later ones are there; 203 the command line or the
+/// configuration is wrong; 204 this machine failed, or Walden has a defect. PostgreSQL ends recovery at 1, and stops at
+/// 200 and above.
+#[derive(Debug, Parser)]
+#[command(name = "walden-wal-fetch", version, verbatim_doc_comment, color = clap::ColorChoice::Never)]
+pub struct FetchArguments {
+    #[command(flatten)]
+    place: Place,
+    /// The data directory, where it is neither the working directory nor above the destination
+    #[arg(long, value_name = "DIR")]
+    pgdata: Option<PathBuf>,
+    /// The WAL file's name, as PostgreSQL gives it for %f
+    name: String,
+    /// Where to put it, as PostgreSQL gives it for %p
+    destination: PathBuf,
+}
+
+/// The program; gives its exit code.
+pub fn program(arguments: impl IntoIterator<Item = OsString>, variable: Option<OsString>) -> u8 {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let alone = arguments.len() == 2;
+    let arguments = match FetchArguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        // PostgreSQL passes a name and a destination, and would take 0 for "restored": --help between them is a slip.
+        Err(e) if print_clap(&e) && alone => return exit::RESTORED,
+        Err(_) => return exit::USAGE,
+    };
+    match restore(arguments, variable) {
+        Ok(()) => exit::RESTORED,
+        Err((problem, code)) => {
+            if let Some(problem) = problem {
+                problem.print();
+            }
+            code
+        }
+    }
+}
+
+fn restore(
+    arguments: FetchArguments,
+    variable: Option<OsString>,
+) -> Result<(), (Option<Problem>, u8)> {
+    let settings = arguments
+        .place
+        .settings(variable)
+        .map_err(|e| (Some(Problem::from(e)), exit::USAGE))?;
+    logging::start(settings.log_level);
+    let request = FetchRequest {
+        repository: settings.repository,
+        cluster: settings.cluster,
+        name: arguments.name,
+        destination: arguments.destination,
+        // Not the configuration's: on the machine of a restore that may be another cluster's, or none.
+        pgdata: arguments.pgdata,
+        retry_for: settings.fetch_retry_for,
+        stop_standby: settings.standby_on_outage == StandbyOnOutage::Stop,
+    };
+    let begun = Instant::now();
+    let fetched = run(async move { fetch(&request).await })
+        .map_err(|error| (Some(Problem::failure(error)), exit::INTERNAL))?;
+    match fetched {
+        Ok(report) => {
+            tracing::info!(
+                "{} restored: {}, {} ms",
+                report.file,
+                render::size(report.size),
+                begun.elapsed().as_millis()
+            );
+            Ok(())
+        }
+        // PostgreSQL asks for files that do not exist as a matter of course, and says itself what it concludes.
+        Err(failure) if failure.verdict() == Verdict::Absent => {
+            tracing::debug!(error = &failure as &dyn std::error::Error);
+            Err((None, exit::ABSENT))
+        }
+        Err(failure) if failure.standby_may_ask_again() => Err((
+            Some(Problem::failure(failure).with_hint(
+                "to stop the standby instead of letting it ask again, set \"fetch: { standby_on_outage: stop }\"",
+            )),
+            exit::ABSENT,
+        )),
+        Err(failure) => {
+            let code = exit::of(failure.verdict());
+            Err((Some(Problem::failure(failure)), code))
+        }
+    }
+}

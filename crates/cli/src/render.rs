@@ -1,0 +1,87 @@
+//! What people read: sizes, times, tables, pages. Values in, text out.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// Bytes as PostgreSQL's `pg_size_pretty` shows them: the largest unit of which there are ten at least, powers of 1024.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 10 * 1024 {
+        return format!("{bytes} bytes");
+    }
+    let mut size = u128::from(bytes);
+    let mut unit = "bytes";
+    for larger in UNITS {
+        unit = larger;
+        size = (size + 512) / 1024;
+        if size < 10 * 1024 {
+            break;
+        }
+    }
+    format!("{size} {unit}")
+}
+
+/// Bytes a second.
+#[must_use]
+pub fn rate(bytes: u64, time: Duration) -> String {
+    let milliseconds = time.as_millis().max(1);
+    let rate = u64::try_from(u128::from(bytes) * 1000 / milliseconds).unwrap_or(u64::MAX);
+    format!("{}/s", size(rate))
+}
+
+/// A span of time: `45s`, `3min 20s`, `2h 5min`.
+#[must_use]
+pub fn span(time: Duration) -> String {
+    let seconds = (time.as_millis() + 500) / 1000;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, _) if time < Duration::from_secs(10) => format!("{:.1}s", time.as_secs_f64()),
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}min {seconds}s"),
+        (hours, minutes, _) => format!("{hours}h {minutes}min"),
+    }
+}
+
+/// A moment, RFC 3339 in UTC, to the second.
+#[must_use]
+pub fn moment(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_pg_size_pretty() {
+        for (bytes, shown) in [
+            (0, "0 bytes"),
+            (10_239, "10239 bytes"),
+            (10_240, "10 kB"),
+            (16 * 1024 * 1024, "16 MB"),
+            (1_000_000_000, "954 MB"),
+            (4_400_000_000, "4196 MB"),
+            (20_000_000_000_000, "18 TB"),
+        ] {
+            assert_eq!(size(bytes), shown, "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn spans_show_what_matters() {
+        for (milliseconds, shown) in [
+            (840, "0.8s"),
+            (45_000, "45s"),
+            (59_999, "1min 0s"),
+            (200_000, "3min 20s"),
+            (7_500_000, "2h 5min"),
+        ] {
+            assert_eq!(
+                span(Duration::from_millis(milliseconds)),
+                shown,
+                "{milliseconds} ms"
+            );
+        }
+    }
+}
