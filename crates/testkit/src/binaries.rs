@@ -26,7 +26,7 @@ impl Binaries {
     pub fn stage(dir: &TestDir) -> Result<Self> {
         static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
         let built = BUILT
-            .get_or_init(|| build().map_err(|error| format!("{error:?}")))
+            .get_or_init(|| build().map_err(|error| format!("{error:#}")))
             .as_ref()
             .map_err(|error| anyhow!("Walden's programs do not build: {error}"))?;
         let staged = dir.join("bin");
@@ -75,8 +75,9 @@ fn build() -> Result<PathBuf> {
         None => "dev",
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // The whole workspace, with the same features as `cargo test --workspace`: nothing is built twice.
     run(Command::new(cargo)
-        .args(["build", "--quiet", "--package=walden", "--bins"])
+        .args(["build", "--quiet", "--workspace", "--bins"])
         .args(["--profile", profile])
         .current_dir(env!("CARGO_MANIFEST_DIR")))?;
     Ok(output.to_owned())
