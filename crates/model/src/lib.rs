@@ -1,20 +1,37 @@
 //! Walden's own words: the repository's keys and documents, what a cluster's archive covers, and the plans made from that.
 //! Values in, values out: no files, no network, no clock (see docs/ARCHITECTURE.md and docs/FORMAT.md).
 
+pub mod catalog;
+mod choice;
+pub mod coverage;
 pub mod digest;
 pub mod document;
 pub mod file_map;
 pub mod framed;
 pub mod keys;
+pub mod note;
+mod path;
+pub mod plan;
 pub mod records;
+pub mod target;
+pub mod unreachable;
 
+pub use catalog::{Catalog, DamagedDocument, MissingHistory, UnfinishedBackup, Window};
+pub use coverage::{Gap, TimelineWal};
 pub use digest::{Sha256Digest, ShortDigest};
 pub use document::{Document, DocumentError};
 pub use file_map::{Extent, FileBody, FileContent, FileEntry, FileEntryError};
 pub use framed::{FrameEntry, Head, HeadKind, Tail, Writer};
 pub use keys::{BackupId, ClusterName, SystemKeys, WalName};
+pub use note::Note;
+pub use plan::{PlanOptions, RecoveryPlan, Signal, WalRun};
 pub use records::{
     AbandonedDocument, BackupKind, BackupRecord, CommitDocument, ControlSettings, DamagedBlock,
     Encryption, IdentityDocument, PackRef, RandomId, RepositoryDocument, SegmentRange, ShardRef,
     Snapshot, StartedDocument, Tablespace, WalRange,
 };
+pub use target::{
+    BadTarget, RecoveryTarget, TargetAction, TargetKind, TargetTimeline, parse_target_time,
+    postgres_time,
+};
+pub use unreachable::{Candidate, CannotReach, Offer, Unreachable};

@@ -375,18 +375,37 @@ impl BackupRecord {
         (self.stored_size > 0).then(|| self.cluster_size as f64 / self.stored_size as f64)
     }
 
-    /// The WAL without which this backup cannot be restored, one range of segments for each of `wal_ranges`.
+    /// The WAL without which this backup cannot be restored, oldest first.
+    ///
+    /// `end` of a range is exclusive: a range that ends on a segment's edge does not need the segment that begins there. Where the backup
+    /// crossed a fork, the segment of the fork is needed on the newer timeline alone: it repeats the parent's bytes, and the parent's own
+    /// copy may exist as a `.partial` only.
     #[must_use]
     pub fn needed_ranges(&self, size: WalSegmentSize) -> Vec<SegmentRange> {
-        self.wal_ranges
+        let mut ranges: Vec<SegmentRange> = self
+            .wal_ranges
             .iter()
             .map(|range| SegmentRange {
                 timeline: range.timeline,
                 first: range.start.0 / size.bytes(),
-                // `end` is exclusive: a range that ends on a segment's edge does not need the segment that begins there.
                 last: range.end.0.saturating_sub(1).max(range.start.0) / size.bytes(),
             })
-            .collect()
+            .collect();
+        ranges.sort_by_key(|range| range.timeline);
+        let mut newer_begins = u64::MAX;
+        for range in ranges.iter_mut().rev() {
+            let begins = range.first;
+            if newer_begins <= range.last {
+                // An empty range: taken out below.
+                (range.first, range.last) = match newer_begins.checked_sub(1) {
+                    Some(last) => (range.first, last),
+                    None => (1, 0),
+                };
+            }
+            newer_begins = newer_begins.min(begins);
+        }
+        ranges.retain(|range| range.first <= range.last);
+        ranges
     }
 
     /// [`Self::needed_ranges`] segment by segment.

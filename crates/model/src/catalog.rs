@@ -1,0 +1,205 @@
+//! What the repository holds of one system identifier, and what follows from that alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use walden_pg::history::{TimelineHistory, TimelineSpan};
+use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
+
+use crate::coverage::{Gap, TimelineWal};
+use crate::keys::{BackupId, ClusterName};
+use crate::path::WalPath;
+use crate::records::{BackupRecord, RandomId};
+
+/// Timelines begin here; the first has no parents and no history file.
+const FIRST_TIMELINE: TimelineId = TimelineId(1);
+
+/// Everything that listing the repository, and reading its commit documents and history files, tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Catalog {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Which of its system identifiers.
+    pub system_identifier: SystemIdentifier,
+    /// The registration's archive id.
+    pub archive_id: RandomId,
+    /// The length of a whole segment.
+    pub segment_size: WalSegmentSize,
+    /// The backups that exist, in any order.
+    pub backups: Vec<BackupRecord>,
+    /// Backups that have begun and have no commit document.
+    pub unfinished: Vec<UnfinishedBackup>,
+    /// Documents and history files that cannot be read.
+    pub damaged_documents: Vec<DamagedDocument>,
+    /// Segments by timeline.
+    pub wal: BTreeMap<TimelineId, TimelineWal>,
+    /// History files by timeline.
+    pub histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// Partial segments.
+    pub partials: Vec<SegmentName>,
+    /// When the newest segment of each timeline was written, by its writer's clock.
+    pub newest_archived_at: BTreeMap<TimelineId, Timestamp>,
+    /// Keys of packs and shards that a commit document names, and that the listing lacks or has with another size.
+    pub missing_packs: BTreeMap<BackupId, Vec<String>>,
+}
+
+/// A backup that has begun and has no commit document: it may be running, or have been killed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfinishedBackup {
+    /// The backup.
+    pub id: BackupId,
+    /// When it began, by `host`'s clock.
+    pub started_at: Timestamp,
+    /// Where.
+    pub host: String,
+}
+
+/// An object that cannot be read as what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedDocument {
+    /// Its key.
+    pub key: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// A timeline's history file is not in the repository, so nobody knows where the timeline comes from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the history file {}.history is not in the repository, so the way to timeline {timeline} is unknown: archive that file \
+     from the pg_wal of a server that has been on this timeline, or choose another --target-timeline", timeline.hex()
+)]
+pub struct MissingHistory {
+    /// The timeline.
+    pub timeline: TimelineId,
+}
+
+/// What a backup opens: the unbroken WAL from its start, along the newest timeline that descends from its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// That timeline.
+    pub timeline: TimelineId,
+    /// The end of the last segment of the unbroken run; the backup's start where not even the first is there.
+    pub until: Lsn,
+    /// That segment.
+    pub last_segment: Option<SegmentName>,
+    /// The segments that are missing behind it, where later ones are there.
+    pub first_gap: Option<Gap>,
+    /// Whether the WAL is there without which the backup cannot be restored at all.
+    pub whole: bool,
+}
+
+impl Catalog {
+    /// A catalog of an archive that holds nothing yet.
+    #[must_use]
+    pub fn empty(
+        cluster: ClusterName,
+        system_identifier: SystemIdentifier,
+        archive_id: RandomId,
+        segment_size: WalSegmentSize,
+    ) -> Self {
+        Self {
+            cluster,
+            system_identifier,
+            archive_id,
+            segment_size,
+            backups: Vec::new(),
+            unfinished: Vec::new(),
+            damaged_documents: Vec::new(),
+            wal: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            partials: Vec::new(),
+            newest_archived_at: BTreeMap::new(),
+            missing_packs: BTreeMap::new(),
+        }
+    }
+
+    /// The backup of this id.
+    #[must_use]
+    pub fn backup(&self, id: &BackupId) -> Option<&BackupRecord> {
+        self.backups.iter().find(|record| record.backup_id == *id)
+    }
+
+    /// Every backup, oldest first: by timeline and stop LSN, which is WAL order along every ancestry, for a timeline's number is
+    /// above its parents'.
+    #[must_use]
+    pub fn ordered_backups(&self) -> Vec<&BackupRecord> {
+        let mut backups: Vec<_> = self.backups.iter().collect();
+        backups.sort_by_key(|record| (record.timeline, record.stop_lsn, &record.backup_id));
+        backups
+    }
+
+    /// Every timeline that a history file, a segment or a backup speaks of.
+    #[must_use]
+    pub fn timelines(&self) -> BTreeSet<TimelineId> {
+        let with_wal = self
+            .wal
+            .iter()
+            .filter(|(_, wal)| !wal.segments.is_empty())
+            .map(|(timeline, _)| *timeline);
+        let with_history = self.histories.keys().copied();
+        let with_backup = self.backups.iter().map(|record| record.timeline);
+        with_wal.chain(with_history).chain(with_backup).collect()
+    }
+
+    /// The timelines from the first to this one, with the range of WAL that belongs to each.
+    ///
+    /// # Errors
+    /// A timeline other than the first whose history file is not in the repository.
+    pub fn lineage(&self, timeline: TimelineId) -> Result<Vec<TimelineSpan>, MissingHistory> {
+        match self.histories.get(&timeline) {
+            Some(history) => Ok(history.lineage()),
+            None if timeline == FIRST_TIMELINE => Ok(vec![TimelineSpan {
+                timeline,
+                begin: Lsn::INVALID,
+                end: None,
+            }]),
+            None => Err(MissingHistory { timeline }),
+        }
+    }
+
+    /// The newest timeline with archived WAL that descends from `timeline` and left it at `at` or later; `timeline` itself where
+    /// there is none. PostgreSQL's `latest` (timeline.c, `findNewestTimeLine`) is the newest of all, and an error where that does not
+    /// descend. A timeline without WAL is left out because recovery towards it would run on along its parent, past the fork.
+    #[must_use]
+    pub fn newest_descendant(&self, timeline: TimelineId, at: Lsn) -> TimelineId {
+        let descends = |history: &TimelineHistory| {
+            history
+                .lineage()
+                .iter()
+                .any(|span| span.timeline == timeline && span.end.is_some_and(|end| at <= end))
+        };
+        self.histories
+            .iter()
+            .rev()
+            .find(|(candidate, history)| {
+                **candidate > timeline && descends(history) && self.has_wal(**candidate)
+            })
+            .map_or(timeline, |(candidate, _)| *candidate)
+    }
+
+    pub(crate) fn has_wal(&self, timeline: TimelineId) -> bool {
+        self.wal
+            .get(&timeline)
+            .is_some_and(|wal| !wal.segments.is_empty())
+    }
+
+    /// What a backup opens.
+    ///
+    /// # Errors
+    /// The way to the backup's timeline is unknown.
+    pub fn window(&self, backup: &BackupRecord) -> Result<Window, MissingHistory> {
+        let timeline = self.newest_descendant(backup.timeline, backup.stop_lsn);
+        let path = WalPath::new(self, timeline)?;
+        let first = path.first_segment(backup);
+        let last = path.unbroken_until(first);
+        let next = last.map_or(first, |last| last.saturating_add(1));
+        Ok(Window {
+            timeline,
+            until: last.map_or(backup.start_lsn, |_| path.start_of(next)),
+            last_segment: last.map(|last| path.name(last)),
+            first_gap: path.gap_from(next),
+            whole: path.missing_for(backup).is_none(),
+        })
+    }
+}

@@ -1,0 +1,465 @@
+//! The planner's search: the newest backup from which recovery finds every segment up to the target.
+
+use walden_pg::history::TimelineSpan;
+use walden_pg::{Lsn, TimelineId};
+
+use crate::catalog::Catalog;
+use crate::keys::BackupId;
+use crate::note::Note;
+use crate::path::{Missing, WalPath};
+use crate::records::{BackupRecord, SegmentRange, Snapshot};
+use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
+use crate::unreachable::{Candidate, CannotReach, Offer, Unreachable};
+
+/// A backup and its way to the target.
+pub(crate) struct Choice<'a> {
+    pub(crate) backup: &'a BackupRecord,
+    pub(crate) timeline: TimelineId,
+    pub(crate) lineage: Vec<TimelineSpan>,
+    pub(crate) wal: Vec<SegmentRange>,
+    pub(crate) notes: Vec<Note>,
+}
+
+/// Why a backup is not the one.
+enum Refusal {
+    /// It cannot serve; an older one may.
+    Backup(CannotReach),
+    /// It does not tell whether the transaction had ended before it.
+    NoSnapshot,
+    /// The target cannot be reached from it.
+    Target(Unreachable),
+}
+
+/// Chooses the newest backup that reaches the target, or the one that was asked for, by the same rules.
+pub(crate) fn choose<'a>(
+    catalog: &'a Catalog,
+    target: &RecoveryTarget,
+    asked: Option<&BackupId>,
+) -> Result<Choice<'a>, Unreachable> {
+    if catalog.backups.is_empty() {
+        return Err(Unreachable::NoBackup {
+            cluster: catalog.cluster.clone(),
+            unfinished: catalog.unfinished.len(),
+        });
+    }
+    let asked = match asked {
+        None => None,
+        Some(id) => Some(
+            catalog
+                .backup(id)
+                .ok_or_else(|| Unreachable::BackupNotFound {
+                    asked: id.clone(),
+                    known: candidates(catalog.ordered_backups().into_iter().rev()),
+                })?,
+        ),
+    };
+    let timeline = resolve(catalog, target.timeline, asked)?;
+    let search = Search {
+        catalog,
+        target,
+        asked,
+        path: WalPath::new(catalog, timeline)?,
+        timeline,
+    };
+    search
+        .run()
+        .map_err(|refused| elsewhere(catalog, target, asked, timeline, refused))
+}
+
+fn resolve(
+    catalog: &Catalog,
+    timeline: TargetTimeline,
+    asked: Option<&BackupRecord>,
+) -> Result<TimelineId, Unreachable> {
+    let considered = || {
+        asked
+            .into_iter()
+            .chain(catalog.backups.iter().filter(|_| asked.is_none()))
+    };
+    let newest = match timeline {
+        TargetTimeline::Number(number) => {
+            let known = catalog.timelines();
+            if !known.contains(&number) {
+                return Err(Unreachable::UnknownTimeline {
+                    timeline: number,
+                    known: known.into_iter().collect(),
+                });
+            }
+            return Ok(number);
+        }
+        TargetTimeline::Current => considered().map(|backup| backup.timeline).max(),
+        TargetTimeline::Latest => considered()
+            .map(|backup| catalog.newest_descendant(backup.timeline, backup.stop_lsn))
+            .max(),
+    };
+    newest.ok_or_else(|| Unreachable::NoBackup {
+        cluster: catalog.cluster.clone(),
+        unfinished: catalog.unfinished.len(),
+    })
+}
+
+/// Replaces a refusal by the timelines on which the same LSN can be reached, where there are any.
+fn elsewhere(
+    catalog: &Catalog,
+    target: &RecoveryTarget,
+    asked: Option<&BackupRecord>,
+    timeline: TimelineId,
+    refused: Unreachable,
+) -> Unreachable {
+    let is_about_the_timeline = matches!(
+        refused,
+        Unreachable::BeyondEnd { .. }
+            | Unreachable::BeforeFirstBackup { .. }
+            | Unreachable::NoBackupOnTimeline { .. }
+    );
+    let TargetKind::Lsn(lsn) = target.kind else {
+        return refused;
+    };
+    if !is_about_the_timeline {
+        return refused;
+    }
+    let reaches = |other: &TimelineId| {
+        let path = WalPath::new(catalog, *other);
+        *other != timeline
+            && path.is_ok_and(|path| {
+                Search {
+                    catalog,
+                    target,
+                    asked,
+                    path,
+                    timeline: *other,
+                }
+                .run()
+                .is_ok()
+            })
+    };
+    let reachable_on: Vec<TimelineId> = catalog.timelines().into_iter().filter(reaches).collect();
+    if reachable_on.is_empty() {
+        refused
+    } else {
+        Unreachable::NotOnTimeline {
+            lsn,
+            timeline,
+            reachable_on,
+        }
+    }
+}
+
+fn candidates<'a>(backups: impl IntoIterator<Item = &'a BackupRecord>) -> Vec<Candidate> {
+    backups.into_iter().map(Candidate::from).collect()
+}
+
+struct Search<'a, 't> {
+    catalog: &'a Catalog,
+    target: &'t RecoveryTarget,
+    asked: Option<&'a BackupRecord>,
+    path: WalPath<'a>,
+    timeline: TimelineId,
+}
+
+impl<'a> Search<'a, '_> {
+    /// The backups on the way, newest first; or the one that was asked for.
+    fn considered(&self) -> Result<Vec<&'a BackupRecord>, Unreachable> {
+        if let Some(asked) = self.asked {
+            if self.path.leads_through(asked) {
+                return Ok(vec![asked]);
+            }
+            return Err(self.cannot(asked, CannotReach::NotOnTheWay { to: self.timeline }));
+        }
+        let on_the_way = self.on_the_way();
+        if on_the_way.is_empty() {
+            return Err(Unreachable::NoBackupOnTimeline {
+                timeline: self.timeline,
+                backups: candidates(self.catalog.ordered_backups()),
+            });
+        }
+        Ok(on_the_way)
+    }
+
+    /// Every backup on the way, newest first.
+    fn on_the_way(&self) -> Vec<&'a BackupRecord> {
+        let ordered = self.catalog.ordered_backups().into_iter().rev();
+        ordered
+            .filter(|backup| self.path.leads_through(backup))
+            .collect()
+    }
+
+    fn run(&self) -> Result<Choice<'a>, Unreachable> {
+        let considered = self.considered()?;
+        let mut reaching = Vec::new();
+        let mut refused = Vec::new();
+        for &backup in &considered {
+            match self.attempt(backup) {
+                Ok((wal, notes)) => reaching.push((backup, wal, notes)),
+                Err(refusal) => refused.push((backup, refusal)),
+            }
+            // A restore point's name is the one target that may lie before the newest backup without anything telling.
+            if !reaching.is_empty() && !matches!(self.target.kind, TargetKind::Name(_)) {
+                break;
+            }
+        }
+        if let (TargetKind::Name(name), [_, _, ..]) = (&self.target.kind, reaching.as_slice()) {
+            let candidates = candidates(reaching.iter().map(|(backup, ..)| *backup));
+            return Err(Unreachable::AmbiguousName {
+                name: name.clone(),
+                candidates,
+            });
+        }
+        let Some((backup, wal, mut notes)) = reaching.into_iter().next() else {
+            return Err(self.explain(refused, &considered));
+        };
+        notes.extend(
+            refused
+                .into_iter()
+                .filter_map(|(skipped, refusal)| match refusal {
+                    Refusal::Backup(
+                        why @ (CannotReach::ObjectsMissing(_) | CannotReach::OwnWalMissing(_)),
+                    ) => Some(Note::BackupSkipped {
+                        backup: skipped.backup_id.clone(),
+                        why,
+                    }),
+                    _ => None,
+                }),
+        );
+        Ok(Choice {
+            backup,
+            timeline: self.timeline,
+            lineage: self.path.spans().to_vec(),
+            wal,
+            notes,
+        })
+    }
+
+    /// The refusal that tells the person most: of the newest backup that the target does not lie before.
+    fn explain(
+        &self,
+        refused: Vec<(&'a BackupRecord, Refusal)>,
+        considered: &[&'a BackupRecord],
+    ) -> Unreachable {
+        let mut too_late = None;
+        let mut no_snapshot = Vec::new();
+        for (backup, refusal) in refused {
+            match refusal {
+                Refusal::Target(unreachable) => return unreachable,
+                Refusal::Backup(CannotReach::EndsAfterTarget) => too_late = Some(backup),
+                Refusal::Backup(why) => return self.cannot(backup, why),
+                Refusal::NoSnapshot => no_snapshot.push(backup),
+            }
+        }
+        match (self.target.kind.clone(), too_late, self.asked) {
+            (TargetKind::Xid(xid), ..) if !no_snapshot.is_empty() => Unreachable::NoSnapshot {
+                xid,
+                candidates: candidates(no_snapshot),
+            },
+            (_, Some(backup), Some(_)) => self.cannot(backup, CannotReach::EndsAfterTarget),
+            (target, Some(earliest), None) => Unreachable::BeforeFirstBackup {
+                target,
+                earliest: Candidate::from(earliest),
+            },
+            (_, None, _) => Unreachable::NoBackupOnTimeline {
+                timeline: self.timeline,
+                backups: candidates(considered.iter().copied()),
+            },
+        }
+    }
+
+    fn cannot(&self, backup: &BackupRecord, why: CannotReach) -> Unreachable {
+        Unreachable::BackupCannotReach {
+            backup: backup.backup_id.clone(),
+            target: self.target.kind.clone(),
+            why,
+        }
+    }
+
+    /// The WAL that recovery from this backup reads on its way to the target.
+    fn attempt(&self, backup: &'a BackupRecord) -> Result<(Vec<SegmentRange>, Vec<Note>), Refusal> {
+        if let Some(missing) = self
+            .catalog
+            .missing_packs
+            .get(&backup.backup_id)
+            .filter(|missing| !missing.is_empty())
+        {
+            return Err(Refusal::Backup(CannotReach::ObjectsMissing(
+                missing.clone(),
+            )));
+        }
+        let ends_after = match &self.target.kind {
+            TargetKind::Latest | TargetKind::Immediate | TargetKind::Name(_) => false,
+            TargetKind::Time(time) => backup.stopped_at >= *time,
+            TargetKind::Lsn(lsn) => backup.stop_lsn > *lsn,
+            TargetKind::Xid(xid) => match &backup.snapshot {
+                Some(snapshot) => had_ended(snapshot, *xid),
+                None if self.asked.is_some() => false,
+                None => return Err(Refusal::NoSnapshot),
+            },
+        };
+        if ends_after {
+            return Err(Refusal::Backup(CannotReach::EndsAfterTarget));
+        }
+        if let Some(segment) = self.path.missing_for(backup) {
+            return Err(Refusal::Backup(CannotReach::OwnWalMissing(segment)));
+        }
+        let first = self.path.first_segment(backup);
+        let read = match &self.target.kind {
+            TargetKind::Immediate => self.path.read(first, WalPath::last_byte(backup)),
+            TargetKind::Lsn(lsn) => self.path.read(first, *lsn),
+            TargetKind::Latest => self.path.read_through(first, self.end()?),
+            TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_) => {
+                return self.attempt_unplaced(backup);
+            }
+        };
+        read.map(|wal| (wal, Vec::new()))
+            .map_err(|missing| Refusal::Target(self.missing(backup, missing)))
+    }
+
+    /// A target of which names cannot tell where it lies: all WAL up to the first moment that is surely behind it.
+    fn attempt_unplaced(
+        &self,
+        backup: &'a BackupRecord,
+    ) -> Result<(Vec<SegmentRange>, Vec<Note>), Refusal> {
+        let end = self.end()?;
+        let mut surely_behind = None;
+        if let TargetKind::Time(time) = self.target.kind {
+            if let Some(&last) = self
+                .catalog
+                .newest_archived_at
+                .get(&self.timeline)
+                .filter(|last| time > **last)
+            {
+                return Err(Refusal::Target(Unreachable::AfterLastArchived {
+                    target: time,
+                    last,
+                    timeline: self.timeline,
+                }));
+            }
+            let later = self
+                .on_the_way()
+                .into_iter()
+                .filter(|later| later.stopped_at > time && later.stop_lsn > backup.stop_lsn);
+            surely_behind = later.map(WalPath::last_byte).min();
+        }
+        let first = self.path.first_segment(backup);
+        let read = match surely_behind {
+            Some(byte) => self.path.read(first, byte),
+            None => self.path.read_through(first, end),
+        };
+        let missing = match read {
+            Ok(wal) => return Ok((wal, Vec::new())),
+            Err(missing) => missing,
+        };
+        let before_the_gap = missing
+            .number
+            .checked_sub(1)
+            .filter(|last| self.asked.is_some() && *last >= first);
+        match (before_the_gap, missing.gap) {
+            (Some(last), Some(gap)) => {
+                let wal = self.path.read_through(first, last);
+                wal.map(|wal| (wal, vec![Note::GapBehind(gap)]))
+                    .map_err(|missing| Refusal::Target(self.missing(backup, missing)))
+            }
+            _ => Err(Refusal::Target(self.missing(backup, missing))),
+        }
+    }
+
+    /// The last segment of the timeline, with which recovery without a known LSN can end.
+    fn end(&self) -> Result<u64, Refusal> {
+        self.path.last_segment().ok_or_else(|| {
+            let known = self
+                .catalog
+                .timelines()
+                .into_iter()
+                .filter(|timeline| self.catalog.has_wal(*timeline))
+                .collect();
+            Refusal::Target(Unreachable::NoWalOnTimeline {
+                timeline: self.timeline,
+                known,
+            })
+        })
+    }
+
+    /// The refusal for a segment that is not there: a hole, or the end.
+    fn missing(&self, backup: &'a BackupRecord, missing: Missing) -> Unreachable {
+        let nearest = self.nearest_before(backup, missing.number);
+        match (missing.gap, &self.target.kind) {
+            (None, TargetKind::Lsn(lsn)) => Unreachable::BeyondEnd {
+                lsn: *lsn,
+                timeline: self.timeline,
+                end: self.path.start_of(missing.number),
+                nearest,
+            },
+            (Some(gap), target) => Unreachable::Gap {
+                target: target.clone(),
+                gap,
+                backup: backup.backup_id.clone(),
+                before: nearest,
+                behind: self.first_behind(missing.number),
+                backup_alone: self.asked.is_none()
+                    && matches!(
+                        target,
+                        TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_)
+                    ),
+            },
+            (None, _) => self.cannot(backup, CannotReach::OwnWalMissing(missing.name)),
+        }
+    }
+
+    /// The nearest target before a missing segment: the start of the last segment that is there, where a record surely begins; or the
+    /// backup's own end.
+    fn nearest_before(&self, backup: &BackupRecord, missing: u64) -> Offer {
+        let timeline =
+            matches!(self.target.timeline, TargetTimeline::Number(_)).then_some(self.timeline);
+        let start = missing.checked_sub(1).map(|last| self.path.start_of(last));
+        match start.filter(|start: &Lsn| *start >= backup.stop_lsn) {
+            Some(start) => {
+                let backup = self.asked.map(|asked| asked.backup_id.clone());
+                Offer {
+                    kind: TargetKind::Lsn(start),
+                    backup,
+                    timeline,
+                }
+            }
+            None => Offer {
+                kind: TargetKind::Immediate,
+                backup: Some(backup.backup_id.clone()),
+                timeline,
+            },
+        }
+    }
+
+    /// The oldest whole backup that begins behind the missing segment.
+    fn first_behind(&self, missing: u64) -> Option<Candidate> {
+        let whole = |backup: &&&BackupRecord| {
+            self.path.first_segment(backup) > missing
+                && self.path.missing_for(backup).is_none()
+                && !self.catalog.missing_packs.contains_key(&backup.backup_id)
+        };
+        self.on_the_way()
+            .iter()
+            .rev()
+            .find(whole)
+            .map(|backup| Candidate::from(*backup))
+    }
+}
+
+/// Whether the transaction had ended when the backup had. An id of 32 bits is taken for the nearest of the 64-bit ids that end in it, as
+/// PostgreSQL compares them.
+fn had_ended(snapshot: &Snapshot, xid: u64) -> bool {
+    let xid = if xid > u64::from(u32::MAX) {
+        xid
+    } else {
+        nearest_full_xid(snapshot.xmax, xid)
+    };
+    xid < snapshot.xmax && !snapshot.in_progress.contains(&xid)
+}
+
+fn nearest_full_xid(near: u64, low: u64) -> u64 {
+    const EPOCH: u64 = 1 << 32;
+    let same_epoch = near / EPOCH * EPOCH + low;
+    let below = same_epoch.checked_sub(EPOCH);
+    let above = same_epoch.checked_add(EPOCH);
+    let all = [Some(same_epoch), below, above];
+    all.into_iter()
+        .flatten()
+        .min_by_key(|full| full.abs_diff(near))
+        .unwrap_or(low)
+}

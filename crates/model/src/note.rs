@@ -1,0 +1,135 @@
+//! What a person must know of a restore that can be done.
+
+use std::fmt;
+
+use crate::coverage::Gap;
+use crate::keys::BackupId;
+use crate::records::ControlSettings;
+use crate::target::{TargetAction, TargetKind};
+use crate::unreachable::CannotReach;
+
+use walden_pg::TimelineId;
+
+/// One thing to know; shown with the plan and after the restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// What PostgreSQL does when it has reached the target.
+    AtTarget(TargetAction),
+    /// Without a target, recovery ends with the archive and the cluster accepts writes on a new timeline.
+    OpensAtEnd,
+    /// A standby goes on asking the archive for WAL.
+    StaysStandby,
+    /// The settings of the target stay until they are taken out.
+    ResetSettings,
+    /// The copy does not archive.
+    ArchivingOff,
+    /// The copy archives into this repository.
+    ArchivingOn,
+    /// Unlogged tables are not in the WAL.
+    UnloggedTables,
+    /// Replication slots are not in a backup.
+    SlotsLost,
+    /// What has to be the same where the copy runs.
+    MustFit {
+        /// PostgreSQL's major version.
+        pg_version: u16,
+    },
+    /// Settings that PostgreSQL must have at least, or it refuses to recover.
+    ParametersNeeded(ControlSettings),
+    /// Names and LSNs alone cannot prove that the target is in the archived WAL.
+    TargetNotProven(TargetKind),
+    /// The WAL breaks off; the target is reached only if it lies before.
+    GapBehind(Gap),
+    /// A newer backup was passed over.
+    BackupSkipped {
+        /// Which.
+        backup: BackupId,
+        /// Why.
+        why: CannotReach,
+    },
+    /// Blocks of the backup whose checksums did not fit.
+    DamagedBlocks(u64),
+    /// Configuration files from outside PGDATA are restored beside it.
+    Extras(Vec<String>),
+    /// Timelines that this restore does not follow, although they are newer.
+    OtherTimelines(Vec<TimelineId>),
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtTarget(TargetAction::Pause) => f.write_str(
+                "At the target PostgreSQL pauses, read-only, so that you can look: SELECT pg_wal_replay_resume() then ends recovery and \
+                 accepts writes; to try another target, stop it and restore again.",
+            ),
+            Self::AtTarget(TargetAction::Promote) => {
+                f.write_str("At the target PostgreSQL ends recovery and accepts writes, on a new timeline.")
+            }
+            Self::AtTarget(TargetAction::Shutdown) => {
+                f.write_str("At the target PostgreSQL shuts down; it does so again on each start until recovery.signal is removed.")
+            }
+            Self::OpensAtEnd => f.write_str(
+                "There is no target: PostgreSQL replays all archived WAL, then ends recovery and accepts writes, on a new timeline.",
+            ),
+            Self::StaysStandby => f.write_str("The copy is a standby: it goes on asking the archive for WAL until it is promoted."),
+            Self::ResetSettings => f.write_str(
+                "The recovery settings stay in postgresql.auto.conf and do no harm while no signal file is there; to take them out after \
+                 recovery: ALTER SYSTEM RESET restore_command, and so for each recovery_target setting.",
+            ),
+            Self::ArchivingOff => f.write_str(
+                "The copy does not archive (archive_mode = off), so that it cannot mix its WAL into the original's. If it is the new primary, \
+                 restore with --take-over, or ALTER SYSTEM RESET archive_mode and restart.",
+            ),
+            Self::ArchivingOn => f.write_str(
+                "The copy takes over: it archives as its configuration says. The original must not run any more.",
+            ),
+            Self::UnloggedTables => f.write_str("Unlogged tables come back empty."),
+            Self::SlotsLost => f.write_str("Replication slots are lost: make them again for the standbys and subscribers that need them."),
+            Self::MustFit { pg_version } => write!(
+                f,
+                "Start it with PostgreSQL {pg_version} on the same architecture; collations (glibc, ICU) and extensions must have the versions \
+                 of the original, else rebuild the indexes that depend on them."
+            ),
+            Self::ParametersNeeded(needed) => write!(
+                f,
+                "Recovery needs at least max_connections = {}, max_worker_processes = {}, max_wal_senders = {}, \
+                 max_prepared_transactions = {}, max_locks_per_transaction = {}.",
+                needed.max_connections,
+                needed.max_worker_processes,
+                needed.max_wal_senders,
+                needed.max_prepared_transactions,
+                needed.max_locks_per_transaction
+            ),
+            Self::TargetNotProven(TargetKind::Time(_)) => f.write_str(
+                "Names alone cannot prove that a commit later than the target is in the archived WAL. If there is none, PostgreSQL replays \
+                 everything and then stops with \"recovery ended before configured recovery target was reached\": restore without a target then.",
+            ),
+            Self::TargetNotProven(target) => write!(
+                f,
+                "Names alone cannot prove that {target} is in the archived WAL. If it is not, PostgreSQL replays everything and then stops with \
+                 \"recovery ended before configured recovery target was reached\"."
+            ),
+            Self::GapBehind(gap) => write!(
+                f,
+                "WAL is missing: {gap}. If the target does not lie before that, PostgreSQL will stop there with an error."
+            ),
+            Self::BackupSkipped { backup, why } => write!(f, "The newer backup {backup} was passed over: {why}."),
+            Self::DamagedBlocks(count) => {
+                write!(f, "{count} blocks of the cluster were damaged already when the backup was taken; `walden list-backups --json` names them.")
+            }
+            Self::Extras(paths) => write!(
+                f,
+                "Configuration that the server keeps outside its data directory is restored beside it: {}.",
+                paths.join(", ")
+            ),
+            Self::OtherTimelines(timelines) => {
+                let list: Vec<String> = timelines.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "The repository also knows of timeline {}, which this restore does not follow: --target-timeline chooses it.",
+                    list.join(", ")
+                )
+            }
+        }
+    }
+}

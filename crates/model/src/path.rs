@@ -1,0 +1,256 @@
+//! The segments that recovery reads on its way along a timeline's ancestry, and on which timeline it finds each
+//! (xlogrecovery.c, `XLogFileReadAnyTLI`).
+
+use std::ops::RangeInclusive;
+
+use walden_pg::history::TimelineSpan;
+use walden_pg::{Lsn, SegmentName, TimelineId};
+
+use crate::catalog::{Catalog, MissingHistory};
+use crate::coverage::{Gap, TimelineWal};
+use crate::records::{BackupRecord, SegmentRange};
+
+/// The way to a timeline.
+///
+/// PostgreSQL asks for each segment on the newest timeline that has begun by then, and on its parents only where that one has none.
+/// The segment in which a timeline forks repeats the parent's bytes up to the fork; so on a way that goes on, each segment must be on the
+/// newest timeline: an older copy would lead along the wrong history.
+pub(crate) struct WalPath<'a> {
+    catalog: &'a Catalog,
+    spans: Vec<TimelineSpan>,
+    size: u64,
+}
+
+impl<'a> WalPath<'a> {
+    pub(crate) fn new(catalog: &'a Catalog, timeline: TimelineId) -> Result<Self, MissingHistory> {
+        Ok(Self {
+            catalog,
+            spans: catalog.lineage(timeline)?,
+            size: catalog.segment_size.bytes(),
+        })
+    }
+
+    pub(crate) fn spans(&self) -> &[TimelineSpan] {
+        &self.spans
+    }
+
+    /// Whether the way leads through the backup's end: on its timeline, before the fork.
+    pub(crate) fn leads_through(&self, backup: &BackupRecord) -> bool {
+        self.spans.iter().any(|span| {
+            span.timeline == backup.timeline && span.end.is_none_or(|end| backup.stop_lsn <= end)
+        })
+    }
+
+    pub(crate) fn number_of(&self, lsn: Lsn) -> u64 {
+        lsn.0 / self.size
+    }
+
+    /// Where this segment begins.
+    pub(crate) fn start_of(&self, number: u64) -> Lsn {
+        Lsn(number.saturating_mul(self.size))
+    }
+
+    pub(crate) fn name(&self, number: u64) -> SegmentName {
+        SegmentName::from_number(self.holder(number), number, self.catalog.segment_size)
+    }
+
+    /// The number of the first segment that recovery from this backup reads.
+    pub(crate) fn first_segment(&self, backup: &BackupRecord) -> u64 {
+        let starts = backup.wal_ranges.iter().map(|range| range.start);
+        self.number_of(starts.fold(backup.start_lsn, Lsn::min))
+    }
+
+    /// The last byte of the WAL that the backup itself needs.
+    pub(crate) fn last_byte(backup: &BackupRecord) -> Lsn {
+        Lsn(backup.stop_lsn.0.saturating_sub(1).max(backup.start_lsn.0))
+    }
+
+    /// The first segment that the backup itself needs and that cannot be read.
+    pub(crate) fn missing_for(&self, backup: &BackupRecord) -> Option<SegmentName> {
+        self.read(self.first_segment(backup), Self::last_byte(backup))
+            .err()
+            .map(|missing| missing.name)
+    }
+
+    fn wal_of(&self, timeline: TimelineId) -> Option<&'a TimelineWal> {
+        self.catalog.wal.get(&timeline)
+    }
+
+    /// Spans that have begun in or before this segment, newest first: the order in which PostgreSQL asks.
+    fn begun(&self, number: u64) -> impl Iterator<Item = &TimelineSpan> {
+        self.spans
+            .iter()
+            .rev()
+            .filter(move |span| self.number_of(span.begin) <= number)
+    }
+
+    /// The timeline on which a way that goes on finds this segment.
+    fn holder(&self, number: u64) -> TimelineId {
+        let newest = self.begun(number).next().or(self.spans.first());
+        newest.map_or(TimelineId(1), |span| span.timeline)
+    }
+
+    /// The way, cut where the timeline changes on which segments are read. A timeline that was left in the segment in which it began
+    /// has no piece.
+    fn pieces(&self) -> impl Iterator<Item = (TimelineId, RangeInclusive<u64>)> {
+        let ends = self
+            .spans
+            .iter()
+            .skip(1)
+            .map(|next| self.number_of(next.begin).checked_sub(1))
+            .chain([Some(u64::MAX)]);
+        self.spans.iter().zip(ends).filter_map(|(span, end)| {
+            let range = self.number_of(span.begin)..=end?;
+            (!range.is_empty()).then_some((span.timeline, range))
+        })
+    }
+
+    /// The pieces from `first` on.
+    fn pieces_from(&self, first: u64) -> impl Iterator<Item = (TimelineId, RangeInclusive<u64>)> {
+        self.pieces().filter_map(move |(timeline, range)| {
+            let range = first.max(*range.start())..=*range.end();
+            (!range.is_empty()).then_some((timeline, range))
+        })
+    }
+
+    /// The last segment of the unbroken run from `first`; `None` where `first` itself is missing.
+    pub(crate) fn unbroken_until(&self, first: u64) -> Option<u64> {
+        let mut reached = None;
+        for (timeline, range) in self.pieces_from(first) {
+            let Some(last) = self
+                .wal_of(timeline)
+                .and_then(|wal| wal.last_before_gap(*range.start()))
+            else {
+                break;
+            };
+            reached = Some(last.min(*range.end()));
+            if last < *range.end() {
+                break;
+            }
+        }
+        reached
+    }
+
+    /// The first segment at or behind `first` that is there.
+    fn next_present(&self, first: u64) -> Option<u64> {
+        self.pieces_from(first).find_map(|(timeline, range)| {
+            self.wal_of(timeline)?
+                .segments
+                .range(range)
+                .next()
+                .map(|(number, _)| *number)
+        })
+    }
+
+    /// The last segment of the last timeline; `None` where it has none.
+    pub(crate) fn last_segment(&self) -> Option<u64> {
+        let span = self.spans.last()?;
+        let last = self.wal_of(span.timeline)?.last()?;
+        (last >= self.number_of(span.begin)).then_some(last)
+    }
+
+    /// The missing segments at or behind `from` that have later ones behind them.
+    pub(crate) fn gap_from(&self, from: u64) -> Option<Gap> {
+        let missing = match self.unbroken_until(from) {
+            Some(last) => last.checked_add(1)?,
+            None => from,
+        };
+        let last = self.next_present(missing)?.checked_sub(1)?;
+        let first = self.name(missing);
+        Some(Gap {
+            timeline: first.timeline,
+            first,
+            last: self.name(last),
+        })
+    }
+
+    /// What recovery reads from the segment `first` to `byte`, and where.
+    pub(crate) fn read(&self, first: u64, byte: Lsn) -> Result<Vec<SegmentRange>, Missing> {
+        let last = self.number_of(byte);
+        let mut read = Vec::new();
+        if first < last {
+            let reached = self.unbroken_until(first);
+            if reached.is_none_or(|reached| reached < last - 1) {
+                return Err(self.missing(reached.map_or(first, |reached| reached + 1)));
+            }
+            read.extend(self.ranges(first, last - 1));
+        }
+        let timeline = self.last_holder(last, byte)?;
+        match read.last_mut() {
+            Some(run) if run.timeline == timeline => run.last = last,
+            _ => read.push(SegmentRange {
+                timeline,
+                first: last,
+                last,
+            }),
+        }
+        Ok(read)
+    }
+
+    /// What recovery reads from the segment `first` through the whole segment `last`, and where.
+    pub(crate) fn read_through(&self, first: u64, last: u64) -> Result<Vec<SegmentRange>, Missing> {
+        match self.unbroken_until(first) {
+            Some(reached) if reached >= last => Ok(self.ranges(first, last).collect()),
+            reached => Err(self.missing(reached.map_or(first, |reached| reached + 1))),
+        }
+    }
+
+    fn ranges(&self, first: u64, last: u64) -> impl Iterator<Item = SegmentRange> {
+        self.pieces_from(first)
+            .filter_map(move |(timeline, range)| {
+                let (first, last) = (*range.start(), last.min(*range.end()));
+                (first <= last).then_some(SegmentRange {
+                    timeline,
+                    first,
+                    last,
+                })
+            })
+    }
+
+    /// On which timeline recovery finds the segment in which it stops at `byte`. If that is the segment of a fork and `byte` lies before
+    /// it, the parent's copy serves too, unless the newer timeline has later segments: PostgreSQL asks for the newer one first, and
+    /// `walden-wal-fetch` does not call a hole absent.
+    fn last_holder(&self, number: u64, byte: Lsn) -> Result<TimelineId, Missing> {
+        for span in self.begun(number) {
+            let wal = self.wal_of(span.timeline);
+            if wal.is_some_and(|wal| wal.contains(number)) {
+                return Ok(span.timeline);
+            }
+            let name = SegmentName::from_number(span.timeline, number, self.catalog.segment_size);
+            let hole = wal.and_then(|wal| wal.first_gap(number)).map(|hole| Gap {
+                timeline: span.timeline,
+                first: name,
+                last: SegmentName::from_number(
+                    span.timeline,
+                    *hole.end(),
+                    self.catalog.segment_size,
+                ),
+            });
+            if hole.is_some() || byte >= span.begin {
+                return Err(Missing {
+                    number,
+                    name,
+                    gap: hole.or_else(|| self.gap_from(number)),
+                });
+            }
+        }
+        Err(self.missing(number))
+    }
+
+    fn missing(&self, number: u64) -> Missing {
+        Missing {
+            number,
+            name: self.name(number),
+            gap: self.gap_from(number),
+        }
+    }
+}
+
+/// A segment that recovery would ask for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) number: u64,
+    pub(crate) name: SegmentName,
+    /// The hole that begins with it; `None` where nothing is behind it.
+    pub(crate) gap: Option<Gap>,
+}
