@@ -9,7 +9,7 @@ use crate::note::Note;
 use crate::path::{Missing, WalPath};
 use crate::records::{BackupRecord, SegmentRange, Snapshot};
 use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
-use crate::unreachable::{Candidate, CannotReach, Offer, Unreachable};
+use crate::unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
 
 /// A backup and its way to the target.
 pub(crate) struct Choice<'a> {
@@ -387,18 +387,18 @@ impl<'a> Search<'a, '_> {
                 end: self.path.start_of(missing.number),
                 nearest,
             },
-            (Some(gap), target) => Unreachable::Gap {
+            (Some(gap), target) => Unreachable::Gap(Box::new(GapOnTheWay {
                 target: target.clone(),
                 gap,
                 backup: backup.backup_id.clone(),
                 before: nearest,
                 behind: self.first_behind(missing.number),
-                backup_alone: self.asked.is_none()
+                may_lie_before: self.asked.is_none()
                     && matches!(
                         target,
                         TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_)
                     ),
-            },
+            })),
             (None, _) => self.cannot(backup, CannotReach::OwnWalMissing(missing.name)),
         }
     }

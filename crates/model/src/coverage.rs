@@ -32,6 +32,16 @@ impl TimelineWal {
         self.segments.last_key_value().map(|(number, _)| *number)
     }
 
+    /// Stored bytes of the segments in this range that are there.
+    #[must_use]
+    pub fn stored_bytes(&self, range: RangeInclusive<u64>) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        let stored = self.segments.range(range);
+        stored.fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
     /// Unbroken runs, in order.
     #[must_use]
     pub fn runs(&self) -> Vec<RangeInclusive<u64>> {
@@ -50,11 +60,10 @@ impl TimelineWal {
     /// The last segment of the unbroken run that contains `from`; `None` where `from` itself is missing.
     #[must_use]
     pub fn last_before_gap(&self, from: u64) -> Option<u64> {
-        let mut last = None;
-        for (expected, &number) in
-            (from..).zip(self.segments.range(from..).map(|(number, _)| number))
-        {
-            if number != expected {
+        let mut last: Option<u64> = None;
+        for &number in self.segments.range(from..).map(|(number, _)| number) {
+            let expected = last.map_or(Some(from), |last| last.checked_add(1));
+            if expected != Some(number) {
                 break;
             }
             last = Some(number);

@@ -34,4 +34,4 @@ pub use target::{
     BadTarget, RecoveryTarget, TargetAction, TargetKind, TargetTimeline, parse_target_time,
     postgres_time,
 };
-pub use unreachable::{Candidate, CannotReach, Offer, Unreachable};
+pub use unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};

@@ -103,12 +103,10 @@ impl RecoveryPlan {
                 first: SegmentName::from_number(range.timeline, range.first, catalog.segment_size),
                 last: SegmentName::from_number(range.timeline, range.last, catalog.segment_size),
                 count: range.last - range.first + 1,
-                stored_bytes: catalog.wal.get(&range.timeline).map_or(0, |wal| {
-                    wal.segments
-                        .range(range.first..=range.last)
-                        .map(|(_, bytes)| bytes)
-                        .sum()
-                }),
+                stored_bytes: catalog
+                    .wal
+                    .get(&range.timeline)
+                    .map_or(0, |wal| wal.stored_bytes(range.first..=range.last)),
             })
             .collect();
         Ok(Self {

@@ -119,6 +119,27 @@ impl fmt::Display for CannotReach {
     }
 }
 
+/// Segments on the way to a target are missing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "WAL is missing on the way from backup {backup} to {target}: {gap}. What lies before can be reached, surely with {before}{}",
+    behind_text(behind.as_ref(), *may_lie_before)
+)]
+pub struct GapOnTheWay {
+    /// What was asked for.
+    pub target: TargetKind,
+    /// The missing segments.
+    pub gap: Gap,
+    /// The newest backup that could lead to the target.
+    pub backup: BackupId,
+    /// What can be reached before the gap.
+    pub before: Offer,
+    /// The first backup that begins behind the gap: it covers everything from its end on.
+    pub behind: Option<Candidate>,
+    /// The target may lie before the gap, which names cannot tell; naming the backup tries.
+    pub may_lie_before: bool,
+}
+
 /// Why there is no plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreachable {
@@ -171,24 +192,8 @@ pub enum Unreachable {
         timeline: TimelineId,
     },
     /// Segments on the way are missing.
-    #[error(
-        "WAL is missing on the way to {target}: {gap} (behind backup {backup}). What lies before can be reached, surely with \
-         {before}{}", behind_text(behind.as_ref(), *backup_alone)
-    )]
-    Gap {
-        /// What was asked for.
-        target: TargetKind,
-        /// The missing segments.
-        gap: Gap,
-        /// The newest backup that could lead to the target.
-        backup: BackupId,
-        /// What can be reached before the gap.
-        before: Offer,
-        /// The first backup that begins behind the gap: it covers everything from its end on.
-        behind: Option<Candidate>,
-        /// The target may lie before the gap, which names cannot tell: naming the backup tries.
-        backup_alone: bool,
-    },
+    #[error(transparent)]
+    Gap(Box<GapOnTheWay>),
     /// Nothing is known of the timeline.
     #[error(
         "nothing of timeline {timeline} is in the repository: --target-timeline can be {}",
@@ -290,7 +295,7 @@ fn unfinished_text(unfinished: usize) -> String {
     }
 }
 
-fn behind_text(behind: Option<&Candidate>, backup_alone: bool) -> String {
+fn behind_text(behind: Option<&Candidate>, may_lie_before: bool) -> String {
     let mut text = String::new();
     if let Some(behind) = behind {
         text.push_str(&format!(
@@ -298,7 +303,7 @@ fn behind_text(behind: Option<&Candidate>, backup_alone: bool) -> String {
             behind.stop_lsn
         ));
     }
-    if backup_alone {
+    if may_lie_before {
         text.push_str(
             "; if you know that the target lies before the gap, name the backup with --backup",
         );
