@@ -12,7 +12,10 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(conf::settings(&left), expected);
     for (_, value) in before {
         if let Ok(quoted) = conf::quote(&value) {
-            assert_eq!(conf::settings(format!("name = {quoted}").as_bytes()), [("name".to_owned(), value)]);
+            assert_eq!(
+                conf::settings(format!("name = {quoted}").as_bytes()),
+                [("name".to_owned(), value)]
+            );
         }
     }
 });

@@ -7,7 +7,9 @@ use walden_pg::{ControlFile, system_identifier_of};
 fuzz_target!(|bytes: &[u8]| {
     let _ = ControlFile::parse(bytes);
     for crc_at in [288, 292] {
-        let Some(covered) = bytes.get(..crc_at) else { return };
+        let Some(covered) = bytes.get(..crc_at) else {
+            return;
+        };
         let mut sealed = covered.to_vec();
         sealed.extend(crc32c::crc32c(covered).to_le_bytes());
         if let Ok(control) = ControlFile::parse(&sealed) {

@@ -14,6 +14,11 @@ fuzz_target!(|bytes: &[u8]| {
     });
     if let Ok(summary) = summary {
         assert_eq!(summary.files, files);
-        assert!(summary.wal_ranges.iter().all(|range| range.start <= range.end));
+        assert!(
+            summary
+                .wal_ranges
+                .iter()
+                .all(|range| range.start <= range.end)
+        );
     }
 });
