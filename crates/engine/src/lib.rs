@@ -1,10 +1,13 @@
 //! Walden's verbs. Each takes a request, a value, and gives a report or an error; none touches stdout, arguments or the
 //! environment. See docs/ARCHITECTURE.md.
 
+pub mod catalog;
+pub mod backup;
 pub mod codec;
 pub mod fetch;
 pub mod host;
-//pub mod init;
+pub mod init;
+pub mod list;
 pub mod pipeline;
 pub mod progress;
 pub mod push;

@@ -1,0 +1,402 @@
+//! What a repository holds of a cluster, found by listing it. Nothing of it is kept: every call looks anew.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use walden_model::catalog::{Catalog, DamagedDocument, UnfinishedBackup};
+use walden_model::{
+    AbandonedDocument, BackupId, BackupRecord, ClusterName, Document, DocumentError, HeadKind,
+    IdentityDocument, StartedDocument, SystemKeys, WalName, keys,
+};
+use walden_pg::history::TimelineHistory;
+use walden_pg::{SegmentName, SystemIdentifier, TimelineId};
+
+use crate::codec::{CodecError, Expected, ObjectDecoder};
+use crate::repository::{Repository, RepositoryError, Trouble};
+
+/// Documents that are read at the same time.
+const LANES: usize = 8;
+/// A head is some hundred bytes long.
+const HEAD_GUESS: u64 = 4096;
+/// A history file has a line for each promotion.
+const MAX_HISTORY: usize = 1 << 20;
+
+/// One system identifier of a cluster. Two are never merged: their LSNs have nothing to do with each other.
+#[derive(Debug, Clone)]
+pub struct SystemCatalog {
+    /// Its registration.
+    pub identity: IdentityDocument,
+    /// What the repository holds of it.
+    pub catalog: Catalog,
+}
+
+/// Why there is no catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// Nobody registered the cluster.
+    #[error(
+        "cluster \"{cluster}\" is not registered in repository \"{name}\"; register it with: walden init --cluster {cluster}"
+    )]
+    NoCluster {
+        /// The repository.
+        name: String,
+        /// The cluster's name in the configuration.
+        cluster: ClusterName,
+    },
+    /// The repository's own error.
+    #[error("cannot see what the repository holds of cluster \"{cluster}\"")]
+    Repository {
+        /// The cluster's name in the configuration.
+        cluster: ClusterName,
+        /// Why.
+        #[source]
+        source: RepositoryError,
+    },
+}
+
+/// Lists everything of a cluster, or of one of its system identifiers; in the order of registration, never empty.
+pub async fn load(
+    repository: &Repository,
+    cluster: &ClusterName,
+    system: Option<SystemIdentifier>,
+) -> Result<Vec<SystemCatalog>, CatalogError> {
+    let failed = |source| CatalogError::Repository {
+        cluster: cluster.clone(),
+        source,
+    };
+    // An unmounted folder lists as empty; only the root document tells it from an empty archive.
+    repository.root().await.map_err(failed)?;
+    let mut identities = match system {
+        Some(system) => vec![
+            repository
+                .registration(cluster, system)
+                .await
+                .map_err(failed)?,
+        ],
+        None => repository.registrations(cluster).await.map_err(failed)?,
+    };
+    if identities.is_empty() {
+        return Err(CatalogError::NoCluster {
+            name: repository.name().to_owned(),
+            cluster: cluster.clone(),
+        });
+    }
+    identities.sort_by_key(|identity| identity.created_at);
+    let mut systems = Vec::new();
+    for identity in identities {
+        let catalog = load_one(repository, cluster, &identity)
+            .await
+            .map_err(failed)?;
+        systems.push(SystemCatalog { identity, catalog });
+    }
+    Ok(systems)
+}
+
+async fn load_one(
+    repository: &Repository,
+    cluster: &ClusterName,
+    identity: &IdentityDocument,
+) -> Result<Catalog, RepositoryError> {
+    let loader = Loader {
+        repository,
+        identity,
+        keys: SystemKeys {
+            cluster: cluster.clone(),
+            system: identity.system_identifier,
+        },
+    };
+    let mut catalog = Catalog::empty(
+        cluster.clone(),
+        identity.system_identifier,
+        identity.archive_id,
+        identity.wal_segment_size,
+    );
+    // Commit documents first, then what they name: a backup that is committed meanwhile shows as running, never as incomplete.
+    let closed = loader.commits(&mut catalog).await?;
+    loader.backups(&mut catalog, &closed).await?;
+    loader.wal(&mut catalog).await?;
+    Ok(catalog)
+}
+
+/// What a document's key gave.
+enum Read<T> {
+    Whole(T),
+    Damaged(DamagedDocument),
+    /// Not there any more, or a mark that there is nothing.
+    Nothing,
+}
+
+struct Loader<'a> {
+    repository: &'a Repository,
+    identity: &'a IdentityDocument,
+    keys: SystemKeys,
+}
+
+impl Loader<'_> {
+    /// Reads the commit documents. Returns the ids whose commit key is taken by anything, be it readable or not.
+    async fn commits(&self, catalog: &mut Catalog) -> Result<BTreeSet<BackupId>, RepositoryError> {
+        let objects = self.repository.list(&self.keys.commits_prefix()).await?;
+        let ids: Vec<_> = objects
+            .iter()
+            .filter_map(|object| self.keys.parse_commit(object.key.as_str()))
+            .collect();
+        let read = stream::iter(ids.clone())
+            .map(|id| self.commit(id))
+            .buffered(LANES);
+        for record in read.try_collect::<Vec<_>>().await? {
+            match record {
+                Read::Whole(record) => catalog.backups.push(record),
+                Read::Damaged(damaged) => catalog.damaged_documents.push(damaged),
+                Read::Nothing => {}
+            }
+        }
+        Ok(ids.into_iter().collect())
+    }
+
+    async fn commit(&self, id: BackupId) -> Result<Read<BackupRecord>, RepositoryError> {
+        let key = self.keys.commit(&id);
+        let read = match self.repository.document(&key).await {
+            Err(RepositoryError::Document {
+                source: DocumentError::WrongKind { found, .. },
+                ..
+            }) if found == AbandonedDocument::KIND => {
+                return Ok(Read::Nothing);
+            }
+            other => sort(&key, other)?,
+        };
+        Ok(match read {
+            Read::Whole(record) => match self.misplaced(&id, &record) {
+                Some(why) => Read::Damaged(DamagedDocument { key, why }),
+                None => Read::Whole(record),
+            },
+            other => other,
+        })
+    }
+
+    /// Why a whole commit document does not belong to this key. The cluster's name may differ: a cluster is renamed by moving its folder.
+    fn misplaced(&self, id: &BackupId, record: &BackupRecord) -> Option<String> {
+        let rows = [
+            ("backup_id", record.backup_id.to_string(), id.to_string()),
+            (
+                "archive_id",
+                record.archive_id.to_string(),
+                self.identity.archive_id.to_string(),
+            ),
+            (
+                "system_identifier",
+                record.system_identifier.to_string(),
+                self.identity.system_identifier.to_string(),
+            ),
+            (
+                "wal_segment_size",
+                record.wal_segment_size.to_string(),
+                self.identity.wal_segment_size.to_string(),
+            ),
+        ];
+        rows.into_iter()
+            .find(|(_, found, expected)| found != expected)
+            .map(|(field, found, expected)| {
+                format!(
+                    "the document belongs elsewhere: its {field} is {found}, expected {expected}"
+                )
+            })
+    }
+
+    /// Holds the commit documents against the packs and shards that are there, and finds backups without a commit document.
+    async fn backups(
+        &self,
+        catalog: &mut Catalog,
+        closed: &BTreeSet<BackupId>,
+    ) -> Result<(), RepositoryError> {
+        let objects = self.repository.list(&self.keys.backups_prefix()).await?;
+        let sizes: HashMap<&str, u64> = objects
+            .iter()
+            .map(|object| (object.key.as_str(), object.size))
+            .collect();
+        for record in &catalog.backups {
+            let packs = record
+                .packs
+                .iter()
+                .map(|pack| (self.keys.pack(&pack.backup, pack.number), pack.size));
+            let shards = record.file_map.iter().map(|shard| {
+                (
+                    self.keys.file_map(&record.backup_id, shard.number),
+                    shard.size,
+                )
+            });
+            let missing: Vec<_> = packs
+                .chain(shards)
+                .filter(|(key, size)| sizes.get(key.as_str()) != Some(size))
+                .map(|(key, _)| key)
+                .collect();
+            if !missing.is_empty() {
+                catalog
+                    .missing_packs
+                    .insert(record.backup_id.clone(), missing);
+            }
+        }
+        let open: BTreeSet<BackupId> = objects
+            .iter()
+            .filter_map(|object| self.keys.parse_backup(object.key.as_str()))
+            .filter(|id| !closed.contains(id))
+            .collect();
+        let read = stream::iter(open)
+            .map(|id| async move {
+                let key = self.keys.started(&id);
+                sort(
+                    &key,
+                    self.repository.document::<StartedDocument>(&key).await,
+                )
+            })
+            .buffered(LANES);
+        for started in read.try_collect::<Vec<_>>().await? {
+            match started {
+                Read::Whole(started) => catalog.unfinished.push(UnfinishedBackup {
+                    id: started.backup_id,
+                    started_at: started.started_at,
+                    host: started.host,
+                }),
+                Read::Damaged(damaged) => catalog.damaged_documents.push(damaged),
+                Read::Nothing => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn wal(&self, catalog: &mut Catalog) -> Result<(), RepositoryError> {
+        let prefix = self.keys.wal_prefix();
+        let objects = self.repository.list(&prefix).await?;
+        let size = self.identity.wal_segment_size;
+        let mut histories = Vec::new();
+        let mut newest: BTreeMap<TimelineId, (u64, SegmentName)> = BTreeMap::new();
+        for object in &objects {
+            let name = object
+                .key
+                .as_str()
+                .strip_prefix(&prefix)
+                .and_then(keys::parse_wal_key);
+            match name {
+                Some(WalName::Segment(segment)) => {
+                    let Some(number) = segment.number(size) else {
+                        continue;
+                    };
+                    let wal = catalog.wal.entry(segment.timeline).or_default();
+                    wal.segments.insert(number, object.size);
+                    let last = newest.entry(segment.timeline).or_insert((number, segment));
+                    *last = (*last).max((number, segment));
+                }
+                Some(WalName::Partial { segment, .. }) => catalog.partials.push(segment),
+                Some(WalName::History(timeline)) => histories.push(timeline),
+                Some(WalName::Backup { .. }) | None => {}
+            }
+        }
+        let histories = stream::iter(histories)
+            .map(|timeline| self.history(timeline))
+            .buffered(LANES);
+        for history in histories.try_collect::<Vec<_>>().await? {
+            match history {
+                Read::Whole(history) => {
+                    catalog.histories.insert(history.timeline, history);
+                }
+                Read::Damaged(damaged) => catalog.damaged_documents.push(damaged),
+                Read::Nothing => {}
+            }
+        }
+        for (timeline, (_, segment)) in newest {
+            match self.archived_at(segment).await? {
+                Read::Whole(at) => {
+                    catalog.newest_archived_at.insert(timeline, at);
+                }
+                Read::Damaged(damaged) => catalog.damaged_documents.push(damaged),
+                Read::Nothing => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn history(
+        &self,
+        timeline: TimelineId,
+    ) -> Result<Read<TimelineHistory>, RepositoryError> {
+        let key = self.keys.wal(&WalName::History(timeline));
+        let (send, receive) = std::sync::mpsc::channel();
+        let mut size = 0;
+        let sink = move |content: Vec<u8>| {
+            size += content.len();
+            if size > MAX_HISTORY {
+                return Err(std::io::Error::other("no history file is that long"));
+            }
+            send.send(content).map_err(std::io::Error::other)
+        };
+        let read = match self
+            .repository
+            .read_object(&key, self.expected(&key), sink)
+            .await
+        {
+            Ok(_) => receive.try_iter().flatten().collect::<Vec<u8>>(),
+            Err(e @ RepositoryError::Sink { .. }) => return Ok(damaged(&key, &e)),
+            Err(e) => return sort(&key, Err(e)),
+        };
+        Ok(match TimelineHistory::parse(timeline, &read) {
+            Ok(history) => Read::Whole(history),
+            Err(e) => damaged(&key, &e),
+        })
+    }
+
+    /// When a segment was written, by its writer's clock: its head says so.
+    async fn archived_at(&self, segment: SegmentName) -> Result<Read<Timestamp>, RepositoryError> {
+        let key = self.keys.wal(&WalName::Segment(segment));
+        let store = self.repository.store();
+        let stored = self.repository.key(&key)?;
+        let first = async {
+            let size = store.head(&stored).await?.size;
+            store.get_range(&stored, 0..size.min(HEAD_GUESS)).await
+        };
+        let first = match first.await.map_err(|e| self.repository.failed(e)) {
+            Ok(first) => first,
+            Err(e) => return sort(&key, Err(e)),
+        };
+        let mut decoder = ObjectDecoder::new(self.expected(&key));
+        let fed = decoder.feed(&first, |_| Ok::<_, CodecError>(()));
+        Ok(match (decoder.head(), fed) {
+            (Some(head), _) => Read::Whole(head.writer.started_at),
+            (None, Ok(())) => damaged(&key, &CodecError::Truncated { what: "the head" }),
+            (None, Err(e)) => damaged(&key, &e),
+        })
+    }
+
+    fn expected(&self, key: &str) -> Expected {
+        Expected {
+            kind: HeadKind::Wal,
+            archive_id: self.identity.archive_id,
+            key: keys::below_cluster(key).to_owned(),
+        }
+    }
+}
+
+/// Tells what is wrong with one object, which must not hide the others, from what is wrong with the repository.
+fn sort<T>(
+    key: &str,
+    read: Result<Option<T>, RepositoryError>,
+) -> Result<Read<T>, RepositoryError> {
+    match read {
+        Ok(Some(value)) => Ok(Read::Whole(value)),
+        Ok(None) => Ok(Read::Nothing),
+        Err(e) if e.trouble() == Trouble::Absent => Ok(Read::Nothing),
+        Err(e) if matches!(e.trouble(), Trouble::Damage | Trouble::Configuration) => {
+            Ok(damaged(key, &e))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The catalog keeps text: the whole chain of the error.
+fn damaged<T>(key: &str, error: &dyn std::error::Error) -> Read<T> {
+    let chain = std::iter::successors(Some(error), |e| e.source());
+    let why: Vec<_> = chain.map(ToString::to_string).collect();
+    Read::Damaged(DamagedDocument {
+        key: key.to_owned(),
+        why: why.join(": "),
+    })
+}

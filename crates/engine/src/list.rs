@@ -1,0 +1,93 @@
+//! `walden list-backups`: the backups there are, and how far WAL carries each.
+
+use walden_model::catalog::{DamagedDocument, MissingHistory, UnfinishedBackup, Window};
+use walden_model::{BackupRecord, ClusterName, IdentityDocument};
+
+use crate::catalog::{self, CatalogError, SystemCatalog};
+use crate::repository::{Repository, RepositoryError, RepositorySettings};
+
+/// Whose backups to list.
+#[derive(Debug, Clone)]
+pub struct ListRequest {
+    /// The repository.
+    pub repository: RepositorySettings,
+    /// The cluster's name in it.
+    pub cluster: ClusterName,
+}
+
+/// The backups of a cluster.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// One for each registered system identifier, in the order of registration.
+    pub systems: Vec<SystemListing>,
+}
+
+/// The backups of one system identifier.
+#[derive(Debug, Clone)]
+pub struct SystemListing {
+    /// Its registration.
+    pub identity: IdentityDocument,
+    /// Oldest first, in WAL order.
+    pub backups: Vec<ListedBackup>,
+    /// Backups that have begun and have no commit document.
+    pub unfinished: Vec<UnfinishedBackup>,
+    /// Documents, history files and heads that cannot be read.
+    pub damaged_documents: Vec<DamagedDocument>,
+}
+
+/// A backup, and what stands behind it.
+#[derive(Debug, Clone)]
+pub struct ListedBackup {
+    /// Its commit document.
+    pub record: BackupRecord,
+    /// How far WAL carries it; not to be told where a history file is missing.
+    pub window: Result<Window, MissingHistory>,
+    /// Keys of its packs and shards that are missing or have another size. Such a backup cannot be restored.
+    pub missing_packs: Vec<String>,
+}
+
+/// Why nothing was listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The repository cannot be opened.
+    #[error("cannot open the repository")]
+    Repository(#[from] RepositoryError),
+    /// The repository cannot be listed.
+    #[error("cannot list the backups")]
+    Catalog(#[from] CatalogError),
+}
+
+/// Lists a cluster's backups.
+pub async fn list(request: &ListRequest) -> Result<Listing, ListError> {
+    let repository = Repository::open(&request.repository)?;
+    let systems = catalog::load(&repository, &request.cluster, None).await?;
+    Ok(Listing {
+        cluster: request.cluster.clone(),
+        systems: systems.into_iter().map(listing).collect(),
+    })
+}
+
+fn listing(system: SystemCatalog) -> SystemListing {
+    let SystemCatalog { identity, catalog } = system;
+    let backups = catalog
+        .ordered_backups()
+        .into_iter()
+        .map(|record| ListedBackup {
+            record: record.clone(),
+            window: catalog.window(record),
+            missing_packs: catalog
+                .missing_packs
+                .get(&record.backup_id)
+                .cloned()
+                .unwrap_or_default(),
+        })
+        .collect();
+    SystemListing {
+        identity,
+        backups,
+        unfinished: catalog.unfinished,
+        damaged_documents: catalog.damaged_documents,
+    }
+}
