@@ -35,3 +35,10 @@ pub use target::{
     postgres_time,
 };
 pub use unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
+
+#[cfg(test)]
+mod document_tests;
+#[cfg(test)]
+mod file_map_tests;
+#[cfg(test)]
+mod sample;
