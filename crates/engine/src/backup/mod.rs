@@ -1,0 +1,677 @@
+//! `walden backup`: a base backup, taken with pg_basebackup and stored as it streams, in one pass and without a copy on disk.
+//!
+//! Order of what becomes durable: `started.json`; packs, as they fill; the file map; the commit document, once every file was held against
+//! the manifest and the WAL was seen in the repository. Whatever ends the program before the last step leaves an unfinished backup, which
+//! nobody takes for a whole one because its commit document is missing.
+
+mod child;
+mod content;
+mod files;
+mod server;
+mod spool;
+mod stream;
+mod wal;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use walden_model::{
+    BackupId, BackupKind, BackupRecord, ClusterName, ControlSettings, DamagedBlock, FileEntryError,
+    IdentityDocument, RandomId, StartedDocument, SystemKeys, Tablespace, WalRange,
+};
+use walden_pg::{Lsn, WalFileName, WalSegmentSize};
+use walden_store::ListOptions;
+
+pub use child::ChildError;
+pub use files::ManifestMismatch;
+pub use server::ServerError;
+pub use stream::{Extra, StreamError};
+
+use crate::codec::CodecError;
+use crate::progress::Progress;
+use crate::repository::{Repository, RepositoryError, RepositorySettings};
+use crate::{host, pipeline};
+use child::BaseBackup;
+use content::{ObjectWriter, Packs};
+use server::{Server, ServerFacts};
+use spool::{Growing, Spool};
+use stream::{Doubt, Gauge, PageSettings, Streamed, Streamer};
+
+/// Most damaged blocks that a commit document names.
+const MAX_DAMAGED: usize = 1000;
+
+/// pg_basebackup's `--checkpoint`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointMode {
+    /// At once.
+    Fast,
+    /// Gently, in minutes.
+    Spread,
+}
+
+/// What to back up, and where to.
+#[derive(Debug, Clone)]
+pub struct BackupRequest {
+    /// The repository.
+    pub repository: RepositorySettings,
+    /// The cluster's name in it.
+    pub cluster: ClusterName,
+    /// libpq connection string of the server: a primary or a standby.
+    pub connection: String,
+    /// Where `connection` is a standby: its primary, so that the last segment can be ended there.
+    pub primary_connection: Option<String>,
+    /// The folder of pg_basebackup.
+    pub pg_bin_dir: Option<PathBuf>,
+    /// Where tablespaces' tar files may grow; needed only for clusters with tablespaces.
+    pub spool_dir: Option<PathBuf>,
+    /// How the checkpoint is taken.
+    pub checkpoint: CheckpointMode,
+    /// pg_basebackup's `--max-rate`, in its words.
+    pub max_rate: Option<String>,
+    /// The label in `backup_label`.
+    pub label: String,
+    /// The person's notes.
+    pub annotations: BTreeMap<String, String>,
+    /// zstd's level.
+    pub level: i32,
+    /// How long WAL is waited for before the backup is given up.
+    pub wal_timeout: Duration,
+}
+
+/// A backup that was committed.
+#[derive(Debug)]
+pub struct BackupReport {
+    /// The commit document.
+    pub record: BackupRecord,
+    /// What could not be had, and does not keep the backup from being restored.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no backup. What was stored so far has no commit document.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The repository's own error.
+    #[error("the repository did not take the backup")]
+    Repository(#[from] RepositoryError),
+    /// The server refused, or is not fit.
+    #[error("no backup was taken")]
+    Server(#[from] ServerError),
+    /// The archive is empty.
+    #[error(
+        "no WAL of cluster \"{cluster}\" was archived yet, so a backup could not be restored. Is archive_command = {archive_command:?} the one that calls \
+         walden-wal-push? See pg_stat_archiver and the server's log; SELECT pg_switch_wal() gives it something to archive"
+    )]
+    NothingArchived {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The server's setting.
+        archive_command: String,
+    },
+    /// The registration says otherwise.
+    #[error(
+        "cluster \"{cluster}\" is registered with WAL segments of {registered}, and the server has {found} bytes; was it another pg_resetwal or initdb?"
+    )]
+    SegmentSize {
+        /// The cluster.
+        cluster: ClusterName,
+        /// What `walden init` saw.
+        registered: WalSegmentSize,
+        /// What the server says.
+        found: u64,
+    },
+    /// Tablespaces and no place for them.
+    #[error(
+        "the cluster has {count} tablespaces, for which pg_basebackup needs a folder on disk: set spool_dir to one with room for what the disk takes slower than the server sends; what was stored is given back on the way"
+    )]
+    NoSpool {
+        /// How many.
+        count: usize,
+    },
+    /// The spool folder.
+    #[error("cannot use the spool folder {}", path.display())]
+    Spool {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// pg_basebackup itself.
+    #[error("pg_basebackup gave no backup")]
+    Child(#[from] ChildError),
+    /// Its stream.
+    #[error("what pg_basebackup sent cannot be stored")]
+    Stream(#[source] StreamError),
+    /// The server waits for its archiver.
+    #[error(
+        "the files are stored, but for {} s the server has been waiting for its archiver to archive the backup's WAL{}. \
+         Mend archive_command (the server's log has its errors) and take the backup again", waited.as_secs(),
+        failing.as_ref().map(|file| format!("; it fails on {file}")).unwrap_or_default()
+    )]
+    ArchiverStuck {
+        /// How long.
+        waited: Duration,
+        /// What `pg_stat_archiver` says.
+        failing: Option<String>,
+    },
+    /// The WAL did not come.
+    #[error(
+        "the backup is stored, but {first}{} did not reach the repository within {} s, so it is not committed. {}",
+        if *count > 1 { format!(" and {} more", count - 1) } else { String::new() }, waited.as_secs(),
+        if *standby {
+            "The primary archives it when its segment is full: run pg_switch_wal() there, or set primary_connection"
+        } else {
+            "See pg_stat_archiver and the server's log"
+        }
+    )]
+    WalMissing {
+        /// The first missing file.
+        first: WalFileName,
+        /// How many are missing.
+        count: usize,
+        /// The bound.
+        waited: Duration,
+        /// Whether the backup is a standby's.
+        standby: bool,
+    },
+    /// The stream is of another cluster.
+    #[error("the stream is of system identifier {found}, expected {expected}")]
+    OtherSystem {
+        /// Its `pg_control`.
+        found: walden_pg::SystemIdentifier,
+        /// The server's answer.
+        expected: walden_pg::SystemIdentifier,
+    },
+    /// The manifest has no WAL range.
+    #[error("the backup's manifest names no WAL")]
+    NoWalRange,
+    /// Compression or encoding failed.
+    #[error("the backup cannot be encoded")]
+    Encode(#[source] CodecError),
+    /// A file map entry cannot be written.
+    #[error("the file map cannot be written")]
+    Entry(#[source] FileEntryError),
+    /// A thread of ours broke off.
+    #[error("a part of the backup broke off inside Walden; please report this")]
+    Internal(#[source] tokio::task::JoinError),
+}
+
+/// Takes a base backup. `Ok` means: committed, and the WAL it needs is archived.
+pub async fn backup(
+    request: &BackupRequest,
+    progress: Arc<dyn Progress>,
+) -> Result<BackupReport, BackupError> {
+    let repository = Repository::open(&request.repository)?;
+    repository.root().await?;
+    let server = Server::connect(&request.connection).await?;
+    let facts = server.facts().await?;
+    facts.check_archiving()?;
+    let identity = repository
+        .registration(&request.cluster, facts.system)
+        .await?;
+    let keys = SystemKeys {
+        cluster: request.cluster.clone(),
+        system: facts.system,
+    };
+    check_segment_size(request, &identity, &facts)?;
+    check_archive(&repository, &keys, request, &facts).await?;
+
+    let started_at = server.clock().await?;
+    let backup = BackupId::new(started_at, rand::random());
+    let write_token = host::random_id();
+    let spool = make_spool(request, &facts, &backup)?;
+    let (extras, warnings) = server.extras().await;
+    let started = StartedDocument {
+        backup_id: backup.clone(),
+        archive_id: identity.archive_id,
+        started_at: Timestamp::now(),
+        host: host::host_name(),
+        pid: std::process::id(),
+        parents: Vec::new(),
+        write_token,
+    };
+    repository
+        .put_document(&keys.started(&backup), &started)
+        .await?;
+    let writer = ObjectWriter {
+        repository: repository.clone(),
+        keys: keys.clone(),
+        backup,
+        archive_id: identity.archive_id,
+    };
+    let run = Run {
+        request,
+        server: &server,
+        facts: &facts,
+        progress: &progress,
+    };
+    let (streamed, packs) = run.stream(&writer, spool, extras).await?;
+    let stopped_at = server.clock().await?;
+    // Without it a target transaction cannot be placed before or after this backup; that is no reason to have none.
+    let snapshot = server.snapshot().await.ok();
+    if streamed.control.system_identifier != facts.system {
+        return Err(BackupError::OtherSystem {
+            found: streamed.control.system_identifier,
+            expected: facts.system,
+        });
+    }
+    let (damaged, damaged_blocks) = run.settle_doubts(&streamed).await;
+    let mut record = run.record(&writer, &streamed, &packs, write_token)?;
+    record.started_at = started_at;
+    record.stopped_at = stopped_at.max(started_at);
+    record.snapshot = snapshot;
+    record.damaged = damaged;
+    record.damaged_blocks = damaged_blocks;
+    record.file_map = streamed
+        .items
+        .store(&writer, Arc::new(packs), request.level)
+        .await?;
+    record.stored_size += record.file_map.iter().map(|shard| shard.size).sum::<u64>();
+    wal::prove(&repository, &keys, &record, request, progress.as_ref()).await?;
+    // The commit point: before it there is no backup, after it there is one.
+    repository
+        .put_document(&keys.commit(&record.backup_id), &record)
+        .await?;
+    Ok(BackupReport { record, warnings })
+}
+
+fn check_segment_size(
+    request: &BackupRequest,
+    identity: &IdentityDocument,
+    facts: &ServerFacts,
+) -> Result<(), BackupError> {
+    if identity.wal_segment_size.bytes() == facts.wal_segment_size {
+        return Ok(());
+    }
+    Err(BackupError::SegmentSize {
+        cluster: request.cluster.clone(),
+        registered: identity.wal_segment_size,
+        found: facts.wal_segment_size,
+    })
+}
+
+/// An archive that holds nothing is most likely one that nothing writes to.
+async fn check_archive(
+    repository: &Repository,
+    keys: &SystemKeys,
+    request: &BackupRequest,
+    facts: &ServerFacts,
+) -> Result<(), BackupError> {
+    let prefix = keys.wal_prefix();
+    let options = ListOptions {
+        prefix: &prefix,
+        start_after: None,
+        delimiter: false,
+        limit: 1,
+    };
+    let page = repository
+        .store()
+        .list(options)
+        .await
+        .map_err(|e| repository.failed(e))?;
+    if page.objects.is_empty() {
+        let archive_command = facts.archive_command.clone();
+        return Err(BackupError::NothingArchived {
+            cluster: request.cluster.clone(),
+            archive_command,
+        });
+    }
+    Ok(())
+}
+
+fn make_spool(
+    request: &BackupRequest,
+    facts: &ServerFacts,
+    backup: &BackupId,
+) -> Result<Option<Spool>, BackupError> {
+    if facts.tablespaces.is_empty() {
+        return Ok(None);
+    }
+    let parent = request.spool_dir.as_ref().ok_or(BackupError::NoSpool {
+        count: facts.tablespaces.len(),
+    })?;
+    let spool = Spool::create(parent, backup);
+    spool.map(Some).map_err(|source| BackupError::Spool {
+        path: parent.clone(),
+        source,
+    })
+}
+
+struct Run<'a> {
+    request: &'a BackupRequest,
+    server: &'a Server,
+    facts: &'a ServerFacts,
+    progress: &'a Arc<dyn Progress>,
+}
+
+impl Run<'_> {
+    /// Runs pg_basebackup and stores what it sends.
+    async fn stream(
+        &self,
+        writer: &ObjectWriter,
+        spool: Option<Spool>,
+        extras: Vec<Extra>,
+    ) -> Result<(Streamed, Packs), BackupError> {
+        let pages = PageSettings {
+            checksums: self.facts.data_checksums,
+            block_size: self.facts.block_size as usize,
+            segment_blocks: self.facts.segment_blocks,
+        };
+        self.progress.phase("waiting for the checkpoint", None);
+        let mut child = BaseBackup::start(
+            self.request,
+            self.server,
+            self.facts.major(),
+            spool.as_ref().map(Spool::path),
+        )?;
+        let gauge = Arc::new(Gauge::default());
+        let (sink, frames) = pipeline::start(self.request.level, host::cores());
+        let packing = tokio::spawn(content::store_packs(writer.clone(), frames));
+        let streamer = Streamer::new(sink, pages, gauge.clone(), self.progress.clone());
+        self.progress.phase("backup", Some(self.facts.size));
+        let ended = Arc::new(AtomicBool::new(false));
+        let input = Input::new(
+            &mut child,
+            spool.as_ref(),
+            &self.facts.tablespaces,
+            ended.clone(),
+        );
+        let reading = tokio::task::spawn_blocking({
+            let gauge = gauge.clone();
+            move || {
+                input
+                    .read(streamer, extras)
+                    .inspect_err(|_| gauge.failed.store(true, Ordering::Relaxed))
+            }
+        });
+        let watched = self.watch(&mut child, &gauge, &ended).await;
+        let streamed = reading.await.map_err(BackupError::Internal)?;
+        drop(spool);
+        let packs = packing.await.map_err(BackupError::Internal)?;
+        // The first cause is the best: packs that could not be stored break the stream, and that breaks pg_basebackup.
+        let packs = packs?;
+        match (watched, streamed) {
+            (Err(e @ BackupError::ArchiverStuck { .. }), _) => Err(e),
+            (_, Err(e @ (StreamError::Manifest(_) | StreamError::Understand { .. }))) => {
+                Err(BackupError::Stream(e))
+            }
+            (Err(e), _) => Err(e),
+            (Ok(()), Err(e)) => Err(BackupError::Stream(e)),
+            (Ok(()), Ok(streamed)) => Ok((streamed, packs)),
+        }
+    }
+
+    /// Waits for pg_basebackup's end. The server holds back the manifest until its archiver has archived the backup's WAL, without
+    /// bound; here is the bound.
+    async fn watch(
+        &self,
+        child: &mut BaseBackup,
+        gauge: &Gauge,
+        ended: &AtomicBool,
+    ) -> Result<(), BackupError> {
+        const TELL: Duration = Duration::from_secs(10);
+        let mut waiting: Option<Instant> = None;
+        let mut told = Instant::now();
+        loop {
+            if let Ok(result) = tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
+                ended.store(true, Ordering::Release);
+                return Ok(result?);
+            }
+            if gauge.failed.load(Ordering::Relaxed) {
+                // Into a folder it would go on writing for nobody.
+                child.kill();
+            }
+            if !gauge.data_done.load(Ordering::Relaxed) {
+                continue;
+            }
+            let since = *waiting.get_or_insert_with(Instant::now);
+            let late = since.elapsed() > self.request.wal_timeout;
+            if !late && told.elapsed() < TELL {
+                continue;
+            }
+            told = Instant::now();
+            let archiver = self.server.archiver().await.ok();
+            let failing = archiver
+                .as_ref()
+                .and_then(|archiver| archiver.failing.clone());
+            if late {
+                child.kill();
+                // Its error says nothing that we do not know better.
+                let _ = child.wait().await;
+                ended.store(true, Ordering::Release);
+                return Err(BackupError::ArchiverStuck {
+                    waited: since.elapsed(),
+                    failing,
+                });
+            }
+            let last = archiver
+                .and_then(|archiver| archiver.last_archived)
+                .unwrap_or_else(|| "none".to_owned());
+            self.progress.message(&format!(
+                "all files are stored; the server waits for its archiver, {} s of at most {} s (last archived: {last}{})",
+                since.elapsed().as_secs(),
+                self.request.wal_timeout.as_secs(),
+                failing.map(|file| format!("; it fails on {file}")).unwrap_or_default()
+            ));
+        }
+    }
+
+    /// Tells damage from blocks that were just being written when they streamed by: those have changed since, and the WAL mends them.
+    async fn settle_doubts(&self, streamed: &Streamed) -> (Vec<DamagedBlock>, u64) {
+        let start = streamed.label.start;
+        let mut damaged = Vec::new();
+        let mut count = streamed.more_doubts;
+        for doubt in streamed.doubts.iter().filter(|doubt| doubt.lsn < start) {
+            let again = if damaged.len() < MAX_DAMAGED {
+                self.look_again(doubt, start).await
+            } else {
+                Some(String::new())
+            };
+            let Some(reason) = again else { continue };
+            count += 1;
+            if damaged.len() < MAX_DAMAGED {
+                let path = String::from_utf8_lossy(&doubt.path).into_owned();
+                damaged.push(DamagedBlock {
+                    path,
+                    block: doubt.block,
+                    reason,
+                });
+            }
+        }
+        (damaged, count)
+    }
+
+    /// `None`: the block is fine now, and was being written before.
+    async fn look_again(&self, doubt: &Doubt, start: Lsn) -> Option<String> {
+        use walden_pg::page::{PageVerdict, verify_page};
+        let path = String::from_utf8_lossy(&doubt.path);
+        let now = self
+            .server
+            .read_file(&path, doubt.offset, self.facts.block_size)
+            .await;
+        let said = format!(
+            "checksum {:04X}, content has {:04X}, page LSN {}",
+            doubt.stored, doubt.computed, doubt.lsn
+        );
+        match now {
+            Ok(page) => match verify_page(&page, doubt.block) {
+                PageVerdict::Mismatch { lsn, .. } if lsn < start => Some(said),
+                _ => None,
+            },
+            Err(error) => {
+                tracing::warn!(path = %path, error = &error as &dyn std::error::Error, "cannot look at the block again");
+                Some(format!(
+                    "{said}; it could not be read again, so it may have been in the middle of being written"
+                ))
+            }
+        }
+    }
+
+    fn record(
+        &self,
+        writer: &ObjectWriter,
+        streamed: &Streamed,
+        packs: &Packs,
+        write_token: RandomId,
+    ) -> Result<BackupRecord, BackupError> {
+        let (facts, control) = (self.facts, &streamed.control);
+        let ranges = streamed.manifest.wal_ranges.iter();
+        let wal_ranges: Vec<WalRange> = ranges
+            .map(|range| WalRange {
+                timeline: range.timeline,
+                start: range.start,
+                end: range.end,
+            })
+            .collect();
+        let last = wal_ranges
+            .iter()
+            .max_by_key(|range| range.end)
+            .ok_or(BackupError::NoWalRange)?;
+        let (stop_lsn, timeline) = (last.end, last.timeline);
+        let (files, cluster_size) = streamed.items.totals(b"");
+        let unknown = |e: walden_pg::ids::BadSegmentSize| ServerError::Nonsense {
+            what: "wal_segment_size",
+            value: e.0.to_string(),
+        };
+        Ok(BackupRecord {
+            backup_id: writer.backup.clone(),
+            archive_id: writer.archive_id,
+            cluster: self.request.cluster.clone(),
+            system_identifier: facts.system,
+            write_token,
+            backup_kind: BackupKind::Full,
+            parents: Vec::new(),
+            pg_version: facts.major(),
+            pg_version_num: facts.version_num,
+            wal_segment_size: WalSegmentSize::new(facts.wal_segment_size).map_err(unknown)?,
+            block_size: facts.block_size,
+            data_checksums: facts.data_checksums,
+            host: host::host_name(),
+            from_standby: facts.in_recovery,
+            label: self.request.label.clone(),
+            annotations: self.request.annotations.clone(),
+            started_at: Timestamp::UNIX_EPOCH,
+            stopped_at: Timestamp::UNIX_EPOCH,
+            start_lsn: streamed.label.start,
+            stop_lsn,
+            checkpoint_lsn: streamed.label.checkpoint,
+            timeline,
+            wal_ranges,
+            snapshot: None,
+            control: ControlSettings {
+                max_connections: control.max_connections,
+                max_worker_processes: control.max_worker_processes,
+                max_wal_senders: control.max_wal_senders,
+                max_prepared_transactions: control.max_prepared_transactions,
+                max_locks_per_transaction: control.max_locks_per_transaction,
+                wal_level: facts.wal_level.clone(),
+            },
+            tablespaces: facts
+                .tablespaces
+                .iter()
+                .map(|(oid, path)| Tablespace {
+                    oid: *oid,
+                    path: path.clone(),
+                    size: streamed
+                        .items
+                        .totals(format!("pg_tblspc/{oid}/").as_bytes())
+                        .1,
+                })
+                .collect(),
+            cluster_size,
+            stored_size: packs.stored_size(),
+            files,
+            packs: packs.refs.clone(),
+            file_map: Vec::new(),
+            damaged: Vec::new(),
+            damaged_blocks: 0,
+            extras: streamed.items.extras(),
+        })
+    }
+}
+
+/// Where the tar streams come from.
+enum Input {
+    /// pg_basebackup's standard output.
+    Pipe(std::io::Result<Box<dyn Read + Send>>),
+    /// Files that grow in the spool folder.
+    Spool {
+        folder: PathBuf,
+        tablespaces: Vec<(u32, String)>,
+        ended: Arc<AtomicBool>,
+    },
+}
+
+impl Input {
+    fn new(
+        child: &mut BaseBackup,
+        spool: Option<&Spool>,
+        tablespaces: &[(u32, String)],
+        ended: Arc<AtomicBool>,
+    ) -> Self {
+        if let Some(spool) = spool {
+            return Input::Spool {
+                folder: spool.path().to_path_buf(),
+                tablespaces: tablespaces.to_vec(),
+                ended,
+            };
+        }
+        let stdout = child
+            .stdout()
+            .ok_or_else(|| std::io::Error::other("pg_basebackup has no standard output"));
+        Input::Pipe(stdout.and_then(|stdout| {
+            let pipe = std::fs::File::from(stdout.into_owned_fd()?);
+            // A larger pipe spares both sides switches; where the kernel refuses, the usual one does.
+            let _ = rustix::pipe::fcntl_setpipe_size(&pipe, 1 << 20);
+            Ok(Box::new(pipe) as Box<dyn Read + Send>)
+        }))
+    }
+
+    fn read(self, mut streamer: Streamer, extras: Vec<Extra>) -> Result<Streamed, StreamError> {
+        match self {
+            Input::Pipe(pipe) => {
+                let mut pipe = pipe.map_err(StreamError::Tar)?;
+                streamer.tar(&mut pipe, "")?;
+                // Whatever the sender pads with: it must not find the pipe closed.
+                std::io::copy(&mut pipe, &mut std::io::sink()).map_err(StreamError::Tar)?;
+            }
+            Input::Spool {
+                folder,
+                mut tablespaces,
+                ended,
+            } => {
+                let open =
+                    |path: &Path| Growing::open(path, ended.clone()).map_err(StreamError::Tar);
+                // They come in the order in which the server lists its directory, one after the other.
+                while !tablespaces.is_empty() {
+                    let paths: Vec<_> = tablespaces
+                        .iter()
+                        .map(|(oid, _)| folder.join(format!("{oid}.tar")))
+                        .collect();
+                    let found = spool::first_of(&paths, &ended)
+                        .and_then(|at| Some((tablespaces.remove(at), paths.get(at)?)));
+                    let ((oid, location), path) =
+                        found.ok_or(StreamError::Lacks("tar file for each tablespace"))?;
+                    streamer.tar(open(path)?, &format!("pg_tblspc/{oid}"))?;
+                    streamer.tablespace_link(oid, &location);
+                    // Read to its end, it is only in the way.
+                    std::fs::remove_file(path).map_err(StreamError::Tar)?;
+                }
+                let wait = |name: &'static str| {
+                    let path = folder.join(name);
+                    spool::first_of(std::slice::from_ref(&path), &ended)
+                        .ok_or(StreamError::Lacks(name))?;
+                    open(&path)
+                };
+                streamer.tar(wait("base.tar")?, "")?;
+                streamer.manifest(wait("backup_manifest")?, 0o600, files::now())?;
+            }
+        }
+        streamer.finish(extras)
+    }
+}

@@ -1,0 +1,111 @@
+//! The proof that the WAL a backup needs is in the repository.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use walden_model::{BackupRecord, SystemKeys, WalName};
+use walden_pg::{TimelineId, WalFileName};
+use walden_store::StoreErrorKind;
+
+use super::server::Server;
+use super::{BackupError, BackupRequest};
+use crate::progress::Progress;
+use crate::repository::Repository;
+
+/// How often the repository is asked.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often a person is told what is waited for.
+const TELL: Duration = Duration::from_secs(10);
+
+/// Waits until every segment from the backup's start to its end is in the repository, and the history of its timeline; gives
+/// up after the request's `wal_timeout`.
+pub(super) async fn prove(
+    repository: &Repository,
+    keys: &SystemKeys,
+    record: &BackupRecord,
+    request: &BackupRequest,
+    progress: &dyn Progress,
+) -> Result<(), BackupError> {
+    let history = (record.timeline > TimelineId(1)).then_some(WalName::History(record.timeline));
+    let segments = record
+        .needed_segments(record.wal_segment_size)
+        .into_iter()
+        .map(WalName::Segment);
+    let mut missing: VecDeque<WalName> = history.into_iter().chain(segments).collect();
+    let begun = Instant::now();
+    let (mut told, mut switched) = (begun, false);
+    progress.phase("waiting for the WAL that the backup needs", None);
+    loop {
+        while let Some(name) = missing.front() {
+            match repository
+                .store()
+                .head(&repository.key(&keys.wal(name))?)
+                .await
+            {
+                Ok(_) => missing.pop_front(),
+                Err(e) if e.kind() == StoreErrorKind::NotFound => break,
+                Err(e) => return Err(repository.failed(e).into()),
+            };
+        }
+        let Some(name) = missing.front() else {
+            return Ok(());
+        };
+        let first = name.file();
+        if begun.elapsed() > request.wal_timeout {
+            return Err(BackupError::WalMissing {
+                first,
+                count: missing.len(),
+                waited: request.wal_timeout,
+                standby: record.from_standby,
+            });
+        }
+        if record.from_standby && !switched && missing.len() == 1 {
+            switched = true;
+            end_segment_on_primary(request, progress).await;
+        }
+        if told.elapsed() > TELL {
+            told = Instant::now();
+            progress.message(&waiting_line(
+                &first,
+                missing.len(),
+                begun.elapsed(),
+                request.wal_timeout,
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The last segment that a standby's backup needs may be one that an idle primary never finishes.
+async fn end_segment_on_primary(request: &BackupRequest, progress: &dyn Progress) {
+    let Some(primary) = &request.primary_connection else {
+        progress.message(
+            "the backup needs the segment that the primary is writing; an idle primary may take long to finish it. \
+             Run pg_switch_wal() there, or set primary_connection so that Walden does",
+        );
+        return;
+    };
+    let switched = async { Server::connect(primary).await?.switch_wal().await };
+    if let Err(error) = switched.await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "cannot run pg_switch_wal() on the primary"
+        );
+        progress.message(
+            "cannot run pg_switch_wal() on the primary; waiting for it to finish its segment",
+        );
+    }
+}
+
+fn waiting_line(first: &WalFileName, count: usize, waited: Duration, bound: Duration) -> String {
+    format!(
+        "waiting for {first}{} to be archived, {} s of at most {} s",
+        if count > 1 {
+            format!(" and {} more", count - 1)
+        } else {
+            String::new()
+        },
+        waited.as_secs(),
+        bound.as_secs()
+    )
+}
