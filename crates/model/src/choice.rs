@@ -22,8 +22,10 @@ pub(crate) struct Choice<'a> {
 
 /// Why a backup is not the one.
 enum Refusal {
-    /// It cannot serve; an older one may.
-    Backup(CannotReach),
+    /// It ended after the target; beside that, it may not be restorable at all.
+    TooLate(Option<CannotReach>),
+    /// It ended before the target, and cannot be restored.
+    Broken(CannotReach),
     /// It does not tell whether the transaction had ended before it.
     NoSnapshot,
     /// The target cannot be reached from it.
@@ -212,9 +214,7 @@ impl<'a> Search<'a, '_> {
             refused
                 .into_iter()
                 .filter_map(|(skipped, refusal)| match refusal {
-                    Refusal::Backup(
-                        why @ (CannotReach::ObjectsMissing(_) | CannotReach::OwnWalMissing(_)),
-                    ) => Some(Note::BackupSkipped {
+                    Refusal::Broken(why) => Some(Note::BackupSkipped {
                         backup: skipped.backup_id.clone(),
                         why,
                     }),
@@ -236,31 +236,49 @@ impl<'a> Search<'a, '_> {
         refused: Vec<(&'a BackupRecord, Refusal)>,
         considered: &[&'a BackupRecord],
     ) -> Unreachable {
-        let mut too_late = None;
+        let (mut broken, mut too_late, mut too_late_and_broken) = (None, None, None);
         let mut no_snapshot = Vec::new();
         for (backup, refusal) in refused {
             match refusal {
                 Refusal::Target(unreachable) => return unreachable,
-                Refusal::Backup(CannotReach::EndsAfterTarget) => too_late = Some(backup),
-                Refusal::Backup(why) => return self.cannot(backup, why),
+                Refusal::Broken(why) => broken = broken.or(Some((backup, why))),
                 Refusal::NoSnapshot => no_snapshot.push(backup),
+                Refusal::TooLate(None) => too_late = Some(backup),
+                Refusal::TooLate(Some(why)) => too_late_and_broken = Some((backup, why)),
             }
         }
-        match (self.target.kind.clone(), too_late, self.asked) {
+        if let Some((backup, why)) = broken {
+            return self.cannot(backup, why);
+        }
+        match (&self.target.kind, too_late, self.asked) {
             (TargetKind::Xid(xid), ..) if !no_snapshot.is_empty() => Unreachable::NoSnapshot {
-                xid,
+                xid: *xid,
                 candidates: candidates(no_snapshot),
             },
             (_, Some(backup), Some(_)) => self.cannot(backup, CannotReach::EndsAfterTarget),
             (target, Some(earliest), None) => Unreachable::BeforeFirstBackup {
-                target,
+                target: target.clone(),
                 earliest: Candidate::from(earliest),
             },
-            (_, None, _) => Unreachable::NoBackupOnTimeline {
-                timeline: self.timeline,
-                backups: candidates(considered.iter().copied()),
+            (_, None, _) => match too_late_and_broken {
+                Some((backup, why)) => self.cannot(backup, why),
+                None => Unreachable::NoBackupOnTimeline {
+                    timeline: self.timeline,
+                    backups: candidates(considered.iter().copied()),
+                },
             },
         }
+    }
+
+    /// Why this backup cannot be restored to any target.
+    fn broken(&self, backup: &BackupRecord) -> Option<CannotReach> {
+        let missing = self.catalog.missing_packs.get(&backup.backup_id);
+        if let Some(missing) = missing.filter(|missing| !missing.is_empty()) {
+            return Some(CannotReach::ObjectsMissing(missing.clone()));
+        }
+        self.path
+            .missing_for(backup)
+            .map(CannotReach::OwnWalMissing)
     }
 
     fn cannot(&self, backup: &BackupRecord, why: CannotReach) -> Unreachable {
@@ -273,16 +291,6 @@ impl<'a> Search<'a, '_> {
 
     /// The WAL that recovery from this backup reads on its way to the target.
     fn attempt(&self, backup: &'a BackupRecord) -> Result<(Vec<SegmentRange>, Vec<Note>), Refusal> {
-        if let Some(missing) = self
-            .catalog
-            .missing_packs
-            .get(&backup.backup_id)
-            .filter(|missing| !missing.is_empty())
-        {
-            return Err(Refusal::Backup(CannotReach::ObjectsMissing(
-                missing.clone(),
-            )));
-        }
         let ends_after = match &self.target.kind {
             TargetKind::Latest | TargetKind::Immediate | TargetKind::Name(_) => false,
             TargetKind::Time(time) => backup.stopped_at >= *time,
@@ -293,11 +301,12 @@ impl<'a> Search<'a, '_> {
                 None => return Err(Refusal::NoSnapshot),
             },
         };
+        let broken = self.broken(backup);
         if ends_after {
-            return Err(Refusal::Backup(CannotReach::EndsAfterTarget));
+            return Err(Refusal::TooLate(broken));
         }
-        if let Some(segment) = self.path.missing_for(backup) {
-            return Err(Refusal::Backup(CannotReach::OwnWalMissing(segment)));
+        if let Some(why) = broken {
+            return Err(Refusal::Broken(why));
         }
         let first = self.path.first_segment(backup);
         let read = match &self.target.kind {
@@ -429,9 +438,7 @@ impl<'a> Search<'a, '_> {
     /// The oldest whole backup that begins behind the missing segment.
     fn first_behind(&self, missing: u64) -> Option<Candidate> {
         let whole = |backup: &&&BackupRecord| {
-            self.path.first_segment(backup) > missing
-                && self.path.missing_for(backup).is_none()
-                && !self.catalog.missing_packs.contains_key(&backup.backup_id)
+            self.path.first_segment(backup) > missing && self.broken(backup).is_none()
         };
         self.on_the_way()
             .iter()

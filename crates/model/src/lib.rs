@@ -41,4 +41,6 @@ mod document_tests;
 #[cfg(test)]
 mod file_map_tests;
 #[cfg(test)]
+mod plan_oracle;
+#[cfg(test)]
 mod sample;
