@@ -82,10 +82,13 @@ struct Envelope<'a, T> {
     body: &'a T,
 }
 
+/// What a later format may have moved is not required: that it is later must be told all the same.
 #[derive(Deserialize)]
 struct Preamble {
     format: u64,
+    #[serde(default)]
     kind: String,
+    #[serde(default)]
     required_features: Vec<String>,
 }
 

@@ -43,4 +43,8 @@ mod file_map_tests;
 #[cfg(test)]
 mod plan_oracle;
 #[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
 mod sample;

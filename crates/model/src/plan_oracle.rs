@@ -247,10 +247,7 @@ fn segments(plan: &RecoveryPlan, catalog: &Catalog) -> Vec<(TimelineId, u64)> {
         .collect()
 }
 
-fn restorable<'a>(
-    catalog: &'a Catalog,
-    timeline: TimelineId,
-) -> impl Iterator<Item = &'a BackupRecord> {
+fn restorable(catalog: &Catalog, timeline: TimelineId) -> impl Iterator<Item = &BackupRecord> {
     let sound = |record: &&BackupRecord| !catalog.missing_packs.contains_key(&record.backup_id);
     catalog
         .backups

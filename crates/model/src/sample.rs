@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
+use crate::unreachable::Unreachable;
 use jiff::Timestamp;
 use walden_pg::history::{HistoryEntry, TimelineHistory};
 use walden_pg::{Lsn, SystemIdentifier, TimelineId, WalSegmentSize};
@@ -9,6 +11,7 @@ use walden_pg::{Lsn, SystemIdentifier, TimelineId, WalSegmentSize};
 use crate::catalog::Catalog;
 use crate::digest::Sha256Digest;
 use crate::keys::BackupId;
+use crate::plan::{PlanOptions, RecoveryPlan};
 use crate::records::{
     BackupKind, BackupRecord, ControlSettings, DamagedBlock, PackRef, RandomId, ShardRef, Snapshot,
     Tablespace, WalRange,
@@ -142,4 +145,82 @@ pub(crate) fn catalog(wal: &[(u32, &[u64])], forks: &[(u32, u32, u64)]) -> Catal
             .insert(timeline, TimelineHistory { timeline, entries });
     }
     catalog
+}
+
+/// Segments 2 to 9 on timeline 1, and backups that end in 3 and 6.
+pub(crate) fn whole() -> Catalog {
+    let mut catalog = catalog(&[(1, &[2, 3, 4, 5, 6, 7, 8, 9])], &[]);
+    catalog.backups = vec![backup(1, 1, 250, 350), backup(2, 1, 550, 650)];
+    catalog.newest_archived_at.insert(TimelineId(1), time(1000));
+    catalog
+}
+
+/// As [`whole`], without segments 7 and 8 and with a backup behind them.
+pub(crate) fn broken() -> Catalog {
+    let mut catalog = catalog(&[(1, &[2, 3, 4, 5, 6, 9, 10, 11])], &[]);
+    catalog.backups = vec![
+        backup(1, 1, 250, 350),
+        backup(2, 1, 550, 650),
+        backup(3, 1, 950, 1050),
+    ];
+    catalog.newest_archived_at.insert(TimelineId(1), time(1200));
+    catalog
+}
+
+/// Timeline 2 leaves timeline 1 in segment 5, and timeline 1 goes on to segment 8; backups on both.
+pub(crate) fn forked() -> Catalog {
+    let mut catalog = catalog(&[(1, &[2, 3, 4, 5, 6, 7, 8]), (2, &[5, 6])], &[(2, 1, 550)]);
+    catalog.backups = vec![backup(1, 1, 250, 350), backup(2, 1, 610, 650)];
+    catalog
+}
+
+pub(crate) fn target(kind: TargetKind) -> RecoveryTarget {
+    RecoveryTarget {
+        kind,
+        ..RecoveryTarget::default()
+    }
+}
+
+pub(crate) fn plan(catalog: &Catalog, kind: TargetKind) -> Result<RecoveryPlan, Unreachable> {
+    RecoveryPlan::build(catalog, &target(kind), &PlanOptions::default())
+}
+
+pub(crate) fn plan_with(
+    catalog: &Catalog,
+    kind: TargetKind,
+    backup: u32,
+) -> Result<RecoveryPlan, Unreachable> {
+    let options = PlanOptions {
+        backup: Some(id(backup)),
+        ..PlanOptions::default()
+    };
+    RecoveryPlan::build(catalog, &target(kind), &options)
+}
+
+pub(crate) fn on(
+    catalog: &Catalog,
+    kind: TargetKind,
+    timeline: u32,
+) -> Result<RecoveryPlan, Unreachable> {
+    let target = RecoveryTarget {
+        timeline: TargetTimeline::Number(TimelineId(timeline)),
+        ..target(kind)
+    };
+    RecoveryPlan::build(catalog, &target, &PlanOptions::default())
+}
+
+pub(crate) fn refusal(result: Result<RecoveryPlan, Unreachable>) -> String {
+    result.expect_err("a refusal was expected").to_string()
+}
+
+pub(crate) fn runs(plan: &RecoveryPlan) -> Vec<String> {
+    plan.wal
+        .iter()
+        .map(|run| {
+            format!(
+                "{} {} x{} {}B",
+                run.first, run.last, run.count, run.stored_bytes
+            )
+        })
+        .collect()
 }
