@@ -140,5 +140,6 @@ mod tests {
             "a panic in an asynchronous task"
         );
         PANICKED.store(false, Ordering::SeqCst);
+        drop(std::panic::take_hook());
     }
 }

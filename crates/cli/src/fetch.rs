@@ -13,17 +13,9 @@ use crate::exit::fetch as exit;
 use crate::problem::Problem;
 use crate::{logging, render};
 
-/// Brings one WAL file back from the repository, for PostgreSQL's restore_command:
-///
-///   restore_command = 'walden-wal-fetch %f %p'
-///
-/// Exit codes: 0 the file is there, verified; 1 the repository proved that it has no such file, nor a later one (a
-/// standby is told this also while the repository does not answer); 200 the repository does not answer; 201 what is
-/// stored is damaged; 202 the file is missing although later ones are there; 203 the command line or the
-/// configuration is wrong; 204 this machine failed, or Walden has a defect. PostgreSQL ends recovery at 1, and stops at
-/// 200 and above.
+/// Brings one WAL file back from the repository, for PostgreSQL's restore_command.
 #[derive(Debug, Parser)]
-#[command(name = "walden-wal-fetch", version, verbatim_doc_comment, color = clap::ColorChoice::Never)]
+#[command(name = "walden-wal-fetch", version, after_help = NOTES, color = clap::ColorChoice::Never)]
 pub struct FetchArguments {
     #[command(flatten)]
     place: Place,
@@ -35,6 +27,20 @@ pub struct FetchArguments {
     /// Where to put it, as PostgreSQL gives it for %p
     destination: PathBuf,
 }
+
+const NOTES: &str = "\
+  restore_command = 'walden-wal-fetch %f %p'
+
+Exit codes:
+  0    the file is there, whole and verified
+  1    the repository proved that it has neither this file nor a later one; a
+       standby is told this also while the repository does not answer
+  200  the repository does not answer
+  201  what is stored is damaged
+  202  the file is missing although later ones are there
+  203  the command line or the configuration is wrong
+  204  this machine failed, or Walden has a defect
+PostgreSQL ends recovery at 1, and stops at 200 and above.";
 
 /// The program; gives its exit code.
 pub fn program(arguments: impl IntoIterator<Item = OsString>, variable: Option<OsString>) -> u8 {

@@ -1,10 +1,14 @@
-//! Configuration, rendering and exit codes of the three programs.
+//! Configuration, rendering and exit codes of the three programs. Each binary calls one `program` and nothing else.
 
+mod arguments;
 pub mod command;
 pub mod config;
 pub mod exit;
 pub mod fetch;
-pub mod logging;
-pub mod problem;
+mod logging;
+mod problem;
+mod progress;
 pub mod push;
-pub mod render;
+mod render;
+mod restore;
+pub mod walden;

@@ -13,14 +13,9 @@ use crate::exit::common;
 use crate::problem::Problem;
 use crate::{logging, render};
 
-/// Stores one WAL file in the repository, for PostgreSQL's archive_command:
-///
-///   archive_command = 'walden-wal-push %p'
-///
-/// Exit codes: 0 the file is stored durably; 1 it is not, and PostgreSQL will try again; 2 the command line or the
-/// configuration is wrong.
+/// Stores one WAL file in the repository, for PostgreSQL's archive_command.
 #[derive(Debug, Parser)]
-#[command(name = "walden-wal-push", version, verbatim_doc_comment, color = clap::ColorChoice::Never)]
+#[command(name = "walden-wal-push", version, after_help = NOTES, color = clap::ColorChoice::Never)]
 pub struct PushArguments {
     #[command(flatten)]
     place: Place,
@@ -33,6 +28,14 @@ pub struct PushArguments {
     /// The WAL file, as PostgreSQL gives it for %p
     path: PathBuf,
 }
+
+const NOTES: &str = "\
+  archive_command = 'walden-wal-push %p'
+
+Exit codes:
+  0  the file is stored durably
+  1  it is not, and PostgreSQL will try again
+  2  the command line or the configuration is wrong";
 
 /// Why nothing was pushed, as far as this room has a say in it.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,16 @@
 //! What people read: sizes, times, tables, pages. Values in, text out.
 
+mod backups;
+mod plan;
+#[cfg(test)]
+#[allow(clippy::expect_used, reason = "fixtures")]
+pub(crate) mod samples;
+
 use std::time::Duration;
 
+pub use backups::{backups_json, backups_table};
 use jiff::Timestamp;
+pub use plan::{Destination, plan_json, plan_page};
 
 /// Bytes as PostgreSQL's `pg_size_pretty` shows them: the largest unit of which there are ten at least, powers of 1024.
 #[must_use]

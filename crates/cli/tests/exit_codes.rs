@@ -1,5 +1,10 @@
 //! What the programs that PostgreSQL runs say with their exit codes, each way of going wrong, with the real programs.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a test that cannot set itself up has failed"
+)]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;

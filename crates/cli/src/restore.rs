@@ -1,0 +1,206 @@
+//! `walden restore`: plans, shows the plan, and carries it out.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use walden_engine::host;
+use walden_engine::restore::{PlannedRestore, RestoreReport, RestoreRequest, plan, restore};
+use walden_model::RecoveryPlan;
+
+use crate::arguments::RestoreArguments;
+use crate::config::Settings;
+use crate::exit::common;
+use crate::problem::Problem;
+use crate::progress;
+use crate::render::{self, Destination};
+use crate::walden::{call, print};
+
+/// PostgreSQL's `restore_command`, which is installed beside `walden`.
+const FETCH: &str = "walden-wal-fetch";
+
+pub(crate) fn run(
+    settings: Settings,
+    arguments: RestoreArguments,
+    executable: io::Result<PathBuf>,
+) -> Result<u8, Problem> {
+    let target_directory = std::path::absolute(&arguments.target_dir).map_err(Problem::usage)?;
+    let request = RestoreRequest {
+        target: arguments.target(),
+        restore_command: restore_command(&fetch_program(executable)?, &settings),
+        repository: settings.repository,
+        cluster: settings.cluster,
+        system: arguments.system_identifier,
+        backup: arguments.backup,
+        target_directory,
+        tablespace_map: arguments
+            .tablespace_map
+            .into_iter()
+            .map(|map| (map.old, map.new))
+            .collect(),
+        waldir: arguments.waldir,
+        standby: arguments.standby,
+        take_over: arguments.take_over,
+        workers: host::cores(),
+    };
+    let planned = call(async move { plan(&request).await })?;
+    if arguments.dry_run {
+        print(&plan_text(&planned, arguments.json)?)?;
+        return Ok(common::OK);
+    }
+    // Rendered before it is carried out, which takes it: a person reads it meanwhile, a program gets it when all is done.
+    let recovery = planned.plan.clone();
+    let json = arguments.json.then(|| json(&planned, true)).transpose()?;
+    if json.is_none() {
+        print(&plan_text(&planned, false)?)?;
+    }
+    let progress = progress::on_standard_error();
+    let report = call(async move { restore(planned, progress).await })?;
+    print(&json.unwrap_or_else(|| report_text(&report, &recovery)))?;
+    Ok(common::OK)
+}
+
+fn plan_text(planned: &PlannedRestore, as_json: bool) -> Result<String, Problem> {
+    if as_json {
+        json(planned, false)
+    } else {
+        Ok(render::plan_page(&planned.plan, &destination(planned)))
+    }
+}
+
+fn json(planned: &PlannedRestore, restored: bool) -> Result<String, Problem> {
+    render::plan_json(&planned.plan, &destination(planned), restored).map_err(Problem::failure)
+}
+
+fn destination(planned: &PlannedRestore) -> Destination<'_> {
+    Destination {
+        directory: &planned.places.data,
+        wal: planned.places.wal.as_deref(),
+        extras: planned.extras(),
+        tablespaces: &planned.places.tablespaces,
+        other_systems: &planned.other_systems,
+        as_root: planned.as_root,
+    }
+}
+
+fn report_text(report: &RestoreReport, plan: &RecoveryPlan) -> String {
+    let mut text = format!(
+        "\nrestored {} files, {}, each verified, into {}\n",
+        report.files,
+        render::size(report.bytes),
+        report.directory.display()
+    );
+    if let Some(extras) = &report.extras {
+        let _ = writeln!(
+            text,
+            "configuration from outside the data directory lies in {}",
+            extras.display()
+        );
+    }
+    for added in &report.added {
+        let _ = writeln!(text, "added {}", added.display());
+    }
+    let _ = writeln!(
+        text,
+        "PostgreSQL {} recovers to the target when it is started: pg_ctl start -D {}",
+        plan.backup.pg_version,
+        shell_word(&report.directory)
+    );
+    text
+}
+
+fn fetch_program(executable: io::Result<PathBuf>) -> Result<PathBuf, Problem> {
+    let hint = "walden, walden-wal-push and walden-wal-fetch belong into one folder";
+    let executable = executable.map_err(|e| Problem::failure(e).with_hint(hint))?;
+    let program = executable.with_file_name(FETCH);
+    if program.is_file() {
+        Ok(program)
+    } else {
+        Err(Problem::failure(format!(
+            "{} is not there, which the restored cluster needs as its restore_command",
+            program.display()
+        ))
+        .with_hint(hint))
+    }
+}
+
+/// With absolute paths and names: PostgreSQL starts it with another working directory and another environment.
+fn restore_command(program: &Path, settings: &Settings) -> String {
+    // PostgreSQL replaces %f, %p and %r, and takes %% for % (BuildRestoreCommand, common/percentrepl.c).
+    let word = |path: &Path| shell_word(path).replace('%', "%%");
+    format!(
+        "{} --config {} --cluster {} %f \"%p\"",
+        word(program),
+        word(&settings.file),
+        settings.cluster
+    )
+}
+
+/// A path as one word of a shell's command line.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
+    if text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples;
+
+    fn command(program: &str, config: &str) -> String {
+        let text = "clusters: { main: }\nrepositories: [{ name: here, path: /r }]";
+        let settings =
+            crate::config::resolve(Path::new(config), text, None).expect("a configuration");
+        restore_command(Path::new(program), &settings)
+    }
+
+    #[test]
+    fn a_restore_command_means_the_same_to_postgresql_and_its_shell() {
+        assert_eq!(
+            command("/usr/bin/walden-wal-fetch", "/etc/walden/walden.yaml"),
+            "/usr/bin/walden-wal-fetch --config /etc/walden/walden.yaml --cluster main %f \"%p\""
+        );
+        assert_eq!(
+            command("/opt/my tools/walden-wal-fetch", "/home/o'hara/100%f.yaml"),
+            r#"'/opt/my tools/walden-wal-fetch' --config '/home/o'\''hara/100%%f.yaml' --cluster main %f "%p""#,
+            "blanks, quotes and percent signs stay part of a path"
+        );
+    }
+
+    #[test]
+    fn a_restore_ends_with_how_to_start_it() {
+        let report = RestoreReport {
+            backup: samples::record().backup_id,
+            directory: "/restored here".into(),
+            files: 1234,
+            bytes: 16 << 20,
+            extras: Some("/restored here.extras".into()),
+            added: vec!["/restored here/recovery.signal".into()],
+        };
+        assert_eq!(
+            report_text(&report, &samples::plan()),
+            "\nrestored 1234 files, 16 MB, each verified, into /restored here\n\
+             configuration from outside the data directory lies in /restored here.extras\n\
+             added /restored here/recovery.signal\n\
+             PostgreSQL 17 recovers to the target when it is started: pg_ctl start -D '/restored here'\n"
+        );
+    }
+
+    #[test]
+    fn without_the_program_that_fetches_wal_no_restore_begins() {
+        let problem =
+            fetch_program(Ok("/nonexistent/walden".into())).expect_err("nothing is there");
+        assert!(
+            problem
+                .render()
+                .contains("/nonexistent/walden-wal-fetch is not there"),
+            "{}",
+            problem.render()
+        );
+    }
+}

@@ -1,0 +1,310 @@
+//! `walden`: arguments to requests, reports to text.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::Parser;
+use walden_engine::backup::{self, BackupReport, BackupRequest};
+use walden_engine::init::{InitReport, InitRequest, init};
+use walden_engine::list::{ListRequest, list};
+
+use crate::arguments::{
+    Arguments, BackupArguments, CheckpointMode, Command, InitArguments, ListArguments,
+};
+use crate::command::{print_clap, run};
+use crate::config::{LogLevel, Settings};
+use crate::exit::common;
+use crate::problem::Problem;
+use crate::{logging, progress, render, restore};
+
+/// Damaged blocks that are named on standard error; the commit document names more.
+const DAMAGED_SHOWN: usize = 10;
+
+/// The program; gives its exit code. `executable` is its own path: the other two programs are beside it.
+pub fn program(
+    arguments: impl IntoIterator<Item = OsString>,
+    variable: Option<OsString>,
+    executable: std::io::Result<PathBuf>,
+) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(e) if print_clap(&e) => return common::OK,
+        Err(_) => return common::USAGE,
+    };
+    carry_out(arguments, variable, executable).unwrap_or_else(|problem| {
+        problem.print();
+        problem.exit()
+    })
+}
+
+fn carry_out(
+    arguments: Arguments,
+    variable: Option<OsString>,
+    executable: std::io::Result<PathBuf>,
+) -> Result<u8, Problem> {
+    let settings = arguments.place.settings(variable)?;
+    logging::start(more(
+        arguments.log_level.unwrap_or(settings.log_level),
+        arguments.verbose,
+    ));
+    match arguments.command {
+        Command::Init(arguments) => run_init(settings, arguments),
+        Command::Backup(arguments) => run_backup(settings, arguments),
+        Command::ListBackups(arguments) => run_list(settings, &arguments),
+        Command::Restore(arguments) => restore::run(settings, *arguments, executable),
+    }
+}
+
+/// Each `-v` is one level more.
+fn more(level: LogLevel, steps: u8) -> LogLevel {
+    (0..steps).fold(level, |level, _| match level {
+        LogLevel::Error => LogLevel::Warn,
+        LogLevel::Warn => LogLevel::Info,
+        LogLevel::Info => LogLevel::Debug,
+        LogLevel::Debug | LogLevel::Trace => LogLevel::Trace,
+    })
+}
+
+/// Runs a verb to its end.
+pub(crate) fn call<T, E>(
+    verb: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, Problem>
+where
+    T: Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    run(verb)
+        .map_err(Problem::failure)?
+        .map_err(Problem::failure)
+}
+
+/// Writes a result. A reader that has seen enough (`| head`) is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Problem> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Problem::failure(Unwritten(e))),
+        _ => Ok(()),
+    }
+}
+
+/// The result could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+struct Unwritten(#[source] std::io::Error);
+
+/// A setting that this verb can not do without.
+pub(crate) fn needed<T>(
+    value: Option<T>,
+    settings: &Settings,
+    key: &str,
+    option: &str,
+) -> Result<T, Problem> {
+    let Settings { file, cluster, .. } = settings;
+    value.ok_or_else(|| {
+        Problem::usage(format!(
+            "{} says no {key} for cluster {cluster}",
+            file.display()
+        ))
+        .with_hint(format!("set clusters.{cluster}.{key}{option}"))
+    })
+}
+
+fn run_init(settings: Settings, arguments: InitArguments) -> Result<u8, Problem> {
+    let pgdata = arguments.pgdata.or_else(|| settings.pgdata.clone());
+    let request = InitRequest {
+        pgdata: needed(pgdata, &settings, "pgdata", ", or give --pgdata")?,
+        repository: settings.repository.clone(),
+        cluster: settings.cluster.clone(),
+        new_system_identifier: arguments.new_system_identifier,
+    };
+    let report = call(async move { init(&request).await })?;
+    print(&init_text(&settings, &report))?;
+    Ok(common::OK)
+}
+
+fn init_text(settings: &Settings, report: &InitReport) -> String {
+    let identity = &report.identity;
+    format!(
+        "repository {} in {} {}; its id is {}\n\
+         cluster {} {}: system identifier {}, PostgreSQL {}, WAL segments of {}\n",
+        settings.repository.name,
+        settings.repository.path.display(),
+        if report.repository_made {
+            "was made"
+        } else {
+            "was there already"
+        },
+        report.repository_id,
+        identity.cluster,
+        if report.registered {
+            "was registered"
+        } else {
+            "was registered already"
+        },
+        identity.system_identifier,
+        identity.pg_version,
+        identity.wal_segment_size,
+    )
+}
+
+fn run_backup(settings: Settings, arguments: BackupArguments) -> Result<u8, Problem> {
+    let request = BackupRequest {
+        connection: needed(settings.connection.clone(), &settings, "connection", "")?,
+        repository: settings.repository,
+        cluster: settings.cluster,
+        primary_connection: settings.primary_connection,
+        pg_bin_dir: settings.pg_bin_dir,
+        spool_dir: settings.spool_dir,
+        checkpoint: match arguments.checkpoint {
+            CheckpointMode::Fast => backup::CheckpointMode::Fast,
+            CheckpointMode::Spread => backup::CheckpointMode::Spread,
+        },
+        max_rate: arguments.max_rate.map(|rate| rate.to_string()),
+        label: arguments.label,
+        annotations: arguments
+            .annotate
+            .into_iter()
+            .map(|a| (a.key, a.value))
+            .collect(),
+        level: settings.compression_level,
+        wal_timeout: arguments
+            .wal_timeout
+            .map_or(settings.backup_wal_timeout, |span| span.0),
+    };
+    let progress = progress::on_standard_error();
+    let report = call(async move { backup::backup(&request, progress).await })?;
+    let _ = std::io::stderr()
+        .lock()
+        .write_all(backup_warnings(&report).as_bytes());
+    print(&backup_text(&report))?;
+    Ok(if report.record.damaged_blocks > 0 {
+        common::DAMAGED_BLOCKS
+    } else {
+        common::OK
+    })
+}
+
+fn backup_text(report: &BackupReport) -> String {
+    let record = &report.record;
+    let took = record.duration().try_into().unwrap_or_default();
+    format!(
+        "backup {} was taken: {} in {}, {} stored{}; WAL from {} to {} on timeline {}\n",
+        record.backup_id,
+        render::size(record.cluster_size),
+        render::span(took),
+        render::size(record.stored_size),
+        record
+            .ratio()
+            .map(|ratio| format!(" ({ratio:.1} times smaller)"))
+            .unwrap_or_default(),
+        record.start_lsn,
+        record.stop_lsn,
+        record.timeline,
+    )
+}
+
+fn backup_warnings(report: &BackupReport) -> String {
+    let mut text = String::new();
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    let record = &report.record;
+    if record.damaged_blocks > 0 {
+        let _ = writeln!(
+            text,
+            "warning: {} blocks of the cluster are damaged; the backup is kept, with them as they are",
+            record.damaged_blocks
+        );
+        for block in record.damaged.iter().take(DAMAGED_SHOWN) {
+            let _ = writeln!(
+                text,
+                "         {} block {}: {}",
+                block.path, block.block, block.reason
+            );
+        }
+        if record.damaged_blocks > DAMAGED_SHOWN as u64 {
+            text.push_str("         walden list-backups --json names more\n");
+        }
+    }
+    text
+}
+
+fn run_list(settings: Settings, arguments: &ListArguments) -> Result<u8, Problem> {
+    let request = ListRequest {
+        repository: settings.repository,
+        cluster: settings.cluster,
+    };
+    let listing = call(async move { list(&request).await })?;
+    let page = if arguments.json {
+        render::backups_json(&listing).map_err(Problem::failure)?
+    } else {
+        render::backups_table(&listing)
+    };
+    print(&page)?;
+    Ok(common::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use walden_model::DamagedBlock;
+
+    use super::*;
+    use crate::render::samples;
+
+    #[test]
+    fn a_backup_is_told_in_one_line() {
+        let report = BackupReport {
+            record: samples::record(),
+            warnings: vec![],
+        };
+        assert_eq!(
+            backup_text(&report),
+            "backup 20261122T175007Z-0badcafe was taken: 4196 MB in 2.5s, 547 MB stored (7.7 times smaller); \
+             WAL from 0/3000028 to 0/3000120 on timeline 1\n"
+        );
+        assert_eq!(backup_warnings(&report), "", "nothing to warn of");
+    }
+
+    #[test]
+    fn damaged_blocks_are_named_up_to_a_number() {
+        let mut record = samples::record();
+        record.damaged_blocks = 11;
+        record.damaged = (0..11)
+            .map(|block| DamagedBlock {
+                path: "base/5/1259".to_owned(),
+                block,
+                reason: "the checksum does not fit".to_owned(),
+            })
+            .collect();
+        let text = backup_warnings(&BackupReport {
+            record,
+            warnings: vec!["no snapshot was to be had".to_owned()],
+        });
+        assert!(
+            text.starts_with(
+                "warning: no snapshot was to be had\n\
+                 warning: 11 blocks of the cluster are damaged; the backup is kept, with them as they are\n         \
+                 base/5/1259 block 0: the checksum does not fit\n"
+            ),
+            "the first lines: {text}"
+        );
+        assert_eq!(
+            text.lines().count(),
+            13,
+            "two warnings, ten blocks and a line that says where more are named: {text}"
+        );
+    }
+
+    #[test]
+    fn each_v_is_one_level_more() {
+        assert_eq!(more(LogLevel::Warn, 0), LogLevel::Warn);
+        assert_eq!(more(LogLevel::Warn, 2), LogLevel::Debug);
+        assert_eq!(more(LogLevel::Info, 9), LogLevel::Trace);
+    }
+}
