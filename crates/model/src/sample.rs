@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
-use crate::unreachable::Unreachable;
 use jiff::Timestamp;
 use walden_pg::history::{HistoryEntry, TimelineHistory};
 use walden_pg::{Lsn, SystemIdentifier, TimelineId, WalSegmentSize};
@@ -16,6 +14,8 @@ use crate::records::{
     BackupKind, BackupRecord, ControlSettings, DamagedBlock, PackRef, RandomId, ShardRef, Snapshot,
     Tablespace, WalRange,
 };
+use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
+use crate::unreachable::Unreachable;
 
 /// One segment of the tests' catalogs, in bytes.
 pub(crate) const SEGMENT: u64 = 1 << 20;
