@@ -200,3 +200,163 @@ impl ObjectDecoder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use walden_model::Writer;
+
+    use super::super::{FrameCompressor, encode_head, encode_tail, tail_of};
+    use super::*;
+
+    fn expected() -> Expected {
+        Expected {
+            kind: HeadKind::Wal,
+            archive_id: RandomId([7; 16]),
+            key: "1/wal/x.zst".to_owned(),
+        }
+    }
+
+    fn object(frames: &[Vec<u8>]) -> Vec<u8> {
+        let writer = Writer {
+            host: "db1".to_owned(),
+            started_at: "2026-11-22T17:50:07Z".parse().unwrap(),
+            pid: 4711,
+            version: "0.1.0".to_owned(),
+        };
+        let content = frames.concat();
+        let Expected {
+            kind,
+            archive_id,
+            key,
+        } = expected();
+        let mut bytes = encode_head(&Head::new(
+            kind,
+            archive_id,
+            &key,
+            Some(content.len() as u64),
+            writer,
+        ))
+        .unwrap();
+        let mut compressor = FrameCompressor::new(1).unwrap();
+        let mut tail = Tail {
+            content_size: content.len() as u64,
+            sha256: Some(Sha256Digest::of(&content)),
+            frames: Vec::new(),
+        };
+        for frame in frames {
+            let frame = compressor.compress(frame).unwrap();
+            bytes.extend_from_slice(&frame.stored);
+            tail.frames.push(frame.entry);
+        }
+        bytes.extend_from_slice(&encode_tail(&tail).unwrap().0);
+        bytes
+    }
+
+    fn decode(expected: Expected, portions: &[&[u8]]) -> Result<Vec<u8>, CodecError> {
+        let mut decoder = ObjectDecoder::new(expected);
+        let mut content = Vec::new();
+        for portion in portions {
+            decoder.feed(portion, |frame| {
+                content.extend_from_slice(&frame);
+                Ok::<_, CodecError>(())
+            })?;
+        }
+        let rest = decoder.finish(|frame| {
+            content.extend_from_slice(&frame);
+            Ok::<_, CodecError>(())
+        });
+        rest.map(|_| content)
+    }
+
+    fn sample() -> Vec<u8> {
+        object(&[b"one".repeat(40), vec![0; 300], b"three".to_vec()])
+    }
+
+    #[test]
+    fn every_flipped_bit_of_an_object_is_found() {
+        let good = sample();
+        for at in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[at / 8] ^= 1 << (at % 8);
+            assert!(
+                decode(expected(), &[&bad]).is_err(),
+                "bit {} of byte {} was flipped unseen",
+                at % 8,
+                at / 8
+            );
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_cut_off_anywhere_or_has_bytes_after_it_is_refused() {
+        let good = sample();
+        for length in 0..good.len() {
+            assert!(
+                decode(expected(), &[&good[..length]]).is_err(),
+                "{length} of {} bytes passed",
+                good.len()
+            );
+        }
+        for more in [vec![0], good.clone()] {
+            assert!(
+                decode(expected(), &[&good, &more]).is_err(),
+                "bytes after the tail passed"
+            );
+        }
+    }
+
+    #[test]
+    fn an_object_that_belongs_elsewhere_is_refused_by_name() {
+        let other = Expected {
+            key: "1/wal/y.zst".to_owned(),
+            ..expected()
+        };
+        let error = decode(other, &[&sample()]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the object belongs elsewhere: its head says key 1/wal/x.zst, expected 1/wal/y.zst"
+        );
+    }
+
+    #[test]
+    fn a_frame_that_claims_more_than_the_limit_is_refused_before_memory_is_taken() {
+        let mut zstd = zstd::bulk::Compressor::new(1).unwrap();
+        let bomb = zstd
+            .compress(&vec![0; super::super::MAX_FRAME_CONTENT + 1])
+            .unwrap();
+        let mut bytes = object(&[]);
+        let at = bytes.len() - tail_of(&bytes).unwrap().unwrap().length;
+        bytes.splice(at..at, bomb);
+        let error = decode(expected(), &[&bytes]).unwrap_err().to_string();
+        assert!(
+            error.contains("claims 4194305 bytes"),
+            "expected the claimed size to be named, found: {error}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn an_object_reads_the_same_in_any_portions(
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..5000), 0..6),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let bytes = object(&frames);
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let portions: Vec<&[u8]> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            prop_assert_eq!(decode(expected(), &portions).unwrap(), frames.concat());
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>()) {
+            let mut spliced = sample();
+            let at = at.index(spliced.len());
+            spliced.splice(at..at, bytes.iter().copied());
+            prop_assert!(bytes.is_empty() || decode(expected(), &[&spliced]).is_err());
+            prop_assert!(decode(expected(), &[&bytes]).is_err());
+            let _ = tail_of(&bytes);
+        }
+    }
+}
