@@ -117,7 +117,7 @@ pub async fn backup(
     let backup = BackupId::new(started_at, rand::random());
     let write_token = host::random_id();
     let spool = make_spool(request, &facts, &backup)?;
-    let (extras, warnings) = server.extras().await;
+    let (extras, warnings) = server.extras(facts.major()).await;
     let started = StartedDocument {
         backup_id: backup.clone(),
         archive_id: identity.archive_id,
@@ -143,6 +143,12 @@ pub async fn backup(
         progress: &progress,
     };
     let (streamed, packs) = run.stream(&writer, spool, extras).await?;
+    // Hours may have gone by, and with them the connection.
+    let server = Server::connect(&request.connection).await?;
+    let run = Run {
+        server: &server,
+        ..run
+    };
     let stopped_at = server.clock().await?;
     // Without it a target transaction cannot be placed before or after this backup; that is no reason to have none.
     let snapshot = server.snapshot().await.ok();

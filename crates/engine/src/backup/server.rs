@@ -143,7 +143,7 @@ impl Server {
         server
             .execute(
                 "prepare the session",
-                "SET search_path = pg_catalog; SET statement_timeout = 0; SET DateStyle = ISO",
+                "SET search_path = pg_catalog; SET statement_timeout = 0; SET idle_session_timeout = 0; SET DateStyle = ISO",
             )
             .await?;
         Ok(server)
@@ -303,18 +303,26 @@ impl Server {
     }
 
     /// The configuration files that the server reads and that stand outside its data directory. Second: what of that could not be had.
-    pub async fn extras(&self) -> (Vec<Extra>, Vec<String>) {
+    pub async fn extras(&self, major: u16) -> (Vec<Extra>, Vec<String>) {
         const WHAT: &str = "its configuration files";
-        // pg_hba_file_rules names included files from PostgreSQL 16 on; before there are none.
+        // Files that pg_hba.conf and pg_ident.conf include are named from the version on that has such includes.
+        let included = match major {
+            ..16 => "",
+            _ => {
+                "UNION SELECT file_name FROM pg_hba_file_rules UNION SELECT file_name FROM pg_ident_file_mappings"
+            }
+        };
         let rows = self
             .rows(
                 WHAT,
-                "WITH named AS ( \
-                   SELECT setting AS path FROM pg_settings WHERE name IN ('config_file', 'hba_file', 'ident_file') \
-                   UNION SELECT sourcefile FROM pg_file_settings), \
-                 home AS (SELECT current_setting('data_directory') || '/' AS dir) \
-                 SELECT DISTINCT path FROM named, home WHERE path IS NOT NULL AND path <> '' \
-                 AND NOT starts_with(path, dir) ORDER BY 1",
+                &format!(
+                    "WITH named AS ( \
+                       SELECT setting AS path FROM pg_settings WHERE name IN ('config_file', 'hba_file', 'ident_file') \
+                       UNION SELECT sourcefile FROM pg_file_settings {included}), \
+                     home AS (SELECT current_setting('data_directory') || '/' AS dir) \
+                     SELECT DISTINCT path FROM named, home WHERE path IS NOT NULL AND path <> '' \
+                     AND NOT starts_with(path, dir) ORDER BY 1"
+                ),
             )
             .await;
         let rows = match rows {
