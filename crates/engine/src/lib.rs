@@ -12,3 +12,4 @@ pub mod pipeline;
 pub mod progress;
 pub mod push;
 pub mod repository;
+pub mod restore;
