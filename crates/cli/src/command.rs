@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,37 +73,24 @@ pub fn print_clap(error: &clap::Error) -> bool {
     )
 }
 
-/// Runs a future to its end and leaves without waiting for threads that are stuck in the kernel.
-///
-/// The future is a task of its own, so that a call in it that blocks does not stop the caller's timers: two workers, one
-/// of which is always free to look at the clock.
-pub fn run<F>(future: F) -> Result<F::Output, RunError>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
+/// Runs a future to its end, and leaves without waiting for threads that are stuck in the kernel.
+pub(crate) fn run<F: Future>(future: F) -> Result<F::Output, RunError> {
+    // Two, so that one is free to look at the clock while a call blocks the other.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(RunError::Runtime)?;
-    let output = runtime
-        .block_on(runtime.spawn(future))
-        .map_err(RunError::Task);
+        .map_err(RunError)?;
+    // Dropping a runtime waits for its threads, and a panic would drop it.
+    let output = catch_unwind(AssertUnwindSafe(|| runtime.block_on(future)));
     runtime.shutdown_background();
-    output
+    Ok(output.unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
-/// Why a program could not do its work at all.
+/// A program could not begin its work.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// No threads to be had.
-    #[error("cannot start: no threads or file descriptors to be had")]
-    Runtime(#[source] std::io::Error),
-    /// The work broke off.
-    #[error("the work broke off inside Walden; please report this")]
-    Task(#[source] tokio::task::JoinError),
-}
+#[error("cannot start: no threads or file descriptors to be had")]
+pub(crate) struct RunError(#[source] std::io::Error);
 
 #[cfg(test)]
 mod tests {
@@ -133,7 +120,16 @@ mod tests {
             "a panic on a thread whose end nobody looks at"
         );
         PANICKED.store(false, Ordering::SeqCst);
-        let task = || u8::from(run(async { panic!("on purpose, in a task") }).is_ok());
+        let task = || {
+            u8::from(
+                run(async {
+                    tokio::spawn(async { panic!("on purpose, in a task") })
+                        .await
+                        .is_ok()
+                })
+                .is_err(),
+            )
+        };
         assert_eq!(
             guarded_code(204, task),
             204,

@@ -83,8 +83,8 @@ fn restore(
         stop_standby: settings.standby_on_outage == StandbyOnOutage::Stop,
     };
     let begun = Instant::now();
-    let fetched = run(async move { fetch(&request).await })
-        .map_err(|error| (Some(Problem::failure(error)), exit::INTERNAL))?;
+    let fetched =
+        run(fetch(&request)).map_err(|error| (Some(Problem::failure(error)), exit::INTERNAL))?;
     match fetched {
         Ok(report) => {
             tracing::info!(

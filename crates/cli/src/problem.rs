@@ -30,7 +30,7 @@ impl Problem {
         }
     }
 
-    /// A command line that can not mean anything.
+    /// A command line that cannot mean anything.
     pub fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             exit: common::USAGE,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -12,6 +12,9 @@ use crate::render;
 
 /// How often a line is written where there is no terminal: a log that is read later, often a journal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a bar is redrawn at most.
+const REDRAWS_A_SECOND: u8 = 8;
 
 /// How often a bar is redrawn although nothing moved, so that its clock goes on.
 const REDRAW_EVERY: Duration = Duration::from_millis(250);
@@ -26,21 +29,25 @@ pub fn on_standard_error() -> Arc<dyn Progress> {
     }
 }
 
-/// A bar with size, rate and time left.
-struct Bar(ProgressBar);
+/// A bar with size, rate and time left; one for each phase, none before the first.
+struct Bar(RwLock<ProgressBar>);
 
 impl Bar {
     fn new() -> Self {
-        Self(ProgressBar::with_draw_target(
-            None,
-            ProgressDrawTarget::stderr_with_hz(8),
-        ))
+        Self(RwLock::new(ProgressBar::hidden()))
+    }
+
+    fn current(&self) -> ProgressBar {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.current().finish_and_clear();
     }
 }
 
@@ -56,27 +63,29 @@ fn style(template: &str) -> ProgressStyle {
 
 impl Progress for Bar {
     fn phase(&self, name: &str, total_bytes: Option<u64>) {
-        self.0.reset();
-        self.0.set_prefix(name.to_owned());
-        match total_bytes {
-            Some(total) => {
-                self.0.set_length(total);
-                self.0.set_style(style("{prefix} [{bar:24}] {figures}"));
-            }
-            None => {
-                self.0.unset_length();
-                self.0.set_style(style("{prefix} {spinner} {figures}"));
-            }
-        }
-        self.0.enable_steady_tick(REDRAW_EVERY);
+        let style = style(match total_bytes {
+            Some(_) => "{prefix} [{bar:24}] {figures}",
+            None => "{spinner} {prefix} {figures}",
+        });
+        // Hidden until it is dressed, so that nothing half made is drawn.
+        let bar = ProgressBar::with_draw_target(total_bytes, ProgressDrawTarget::hidden())
+            .with_prefix(name.to_owned())
+            .with_style(style);
+        let old = std::mem::replace(
+            &mut *self.0.write().unwrap_or_else(PoisonError::into_inner),
+            bar.clone(),
+        );
+        old.finish_and_clear();
+        bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS_A_SECOND));
+        bar.enable_steady_tick(REDRAW_EVERY);
     }
 
     fn advance(&self, bytes: u64) {
-        self.0.inc(bytes);
+        self.current().inc(bytes);
     }
 
     fn message(&self, text: &str) {
-        self.0.suspend(|| {
+        self.current().suspend(|| {
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         });
     }
@@ -159,20 +168,30 @@ impl<W: std::io::Write + Send> Progress for Lines<W> {
     }
 }
 
-/// `1234 MB of 4196 MB (29%), 120 MB/s, 25s left`
+/// `1234 MB of 4196 MB (29%), 120 MB/s, 25s left`; where bytes are not counted, the time that it has taken.
 fn figures(done: u64, total: Option<u64>, elapsed: Duration) -> String {
-    let mut text = render::size(done);
-    if let Some(total) = total.filter(|total| *total > 0) {
-        let percent = u128::from(done) * 100 / u128::from(total);
-        let _ = write!(text, " of {} ({}%)", render::size(total), percent.min(100));
-    }
-    let _ = write!(text, ", {}", render::rate(done, elapsed));
-    if let Some(left) = total
-        .and_then(|total| total.checked_sub(done))
-        .filter(|left| *left > 0 && done > 0)
-    {
-        let seconds = elapsed.as_secs_f64() * (left as f64 / done as f64);
-        if let Ok(left) = Duration::try_from_secs_f64(seconds) {
+    let total = total.filter(|total| *total > 0);
+    let mut text = match total {
+        None if done == 0 => return render::span(elapsed),
+        None => render::size(done),
+        Some(total) => {
+            let percent = u128::from(done) * 100 / u128::from(total);
+            format!(
+                "{} of {} ({}%)",
+                render::size(done),
+                render::size(total),
+                percent.min(100)
+            )
+        }
+    };
+    if done > 0 {
+        let _ = write!(text, ", {}", render::rate(done, elapsed));
+        if let Some(left) = total
+            .and_then(|total| total.checked_sub(done))
+            .filter(|left| *left > 0)
+            && let Ok(left) =
+                Duration::try_from_secs_f64(elapsed.as_secs_f64() * (left as f64 / done as f64))
+        {
             let _ = write!(text, ", {} left", render::span(left));
         }
     }
@@ -203,11 +222,11 @@ mod tests {
         assert_eq!(figures(100 * mb, None, second), "100 MB, 100 MB/s");
         assert_eq!(
             figures(0, Some(400 * mb), Duration::ZERO),
-            "0 bytes of 400 MB (0%), 0 bytes/s"
+            "0 bytes of 400 MB (0%)"
         );
         assert_eq!(
             figures(0, Some(0), Duration::ZERO),
-            "0 bytes, 0 bytes/s",
+            "0.0s",
             "nothing to do is no division by zero"
         );
     }

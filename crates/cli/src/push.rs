@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use walden_engine::push::{PushOutcome, PushReport, PushRequest, push};
 
-use crate::command::{Place, RunError, print_clap, run};
+use crate::command::{Place, print_clap, run};
 use crate::config::Span;
 use crate::exit::common;
 use crate::problem::Problem;
@@ -37,7 +37,12 @@ Exit codes:
   1  it is not, and PostgreSQL will try again
   2  the command line or the configuration is wrong";
 
-/// Why nothing was pushed, as far as this room has a say in it.
+/// A panic, which has said more.
+#[derive(Debug, thiserror::Error)]
+#[error("the push broke off inside Walden; please report this")]
+struct BrokenOff(#[source] tokio::task::JoinError);
+
+/// The push took longer than `push.deadline`.
 #[derive(Debug, thiserror::Error)]
 #[error("{} was not archived within {}", path.display(), Span(*limit))]
 struct OutOfTime {
@@ -75,13 +80,13 @@ fn archive(arguments: PushArguments, variable: Option<OsString>) -> Result<(), P
     let (path, limit) = (request.path.clone(), settings.push_deadline);
     let begun = Instant::now();
     let pushed = run(async move {
-        // A task of its own: the clock is looked at even while a call of the push blocks.
+        // A task of its own, on another thread: the clock is looked at even while a call of the push blocks.
         let push = tokio::spawn(async move { push(&request).await });
         tokio::time::timeout(limit, push).await
     });
     let report = match pushed {
         Ok(Ok(Ok(report))) => report.map_err(Problem::failure)?,
-        Ok(Ok(Err(broken))) => return Err(Problem::failure(RunError::Task(broken))),
+        Ok(Ok(Err(broken))) => return Err(Problem::failure(BrokenOff(broken))),
         Ok(Err(_elapsed)) => {
             return Err(Problem::failure(OutOfTime { path, limit }).with_hint(
                 "PostgreSQL tries again; look whether the repository answers, or set push.deadline higher",

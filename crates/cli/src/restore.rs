@@ -27,7 +27,7 @@ pub(crate) fn run(
     let target_directory = std::path::absolute(&arguments.target_dir).map_err(Problem::usage)?;
     let request = RestoreRequest {
         target: arguments.target(),
-        restore_command: restore_command(&fetch_program(executable)?, &settings),
+        restore_command: restore_command(&fetch_program(executable)?, &settings)?,
         repository: settings.repository,
         cluster: settings.cluster,
         system: arguments.system_identifier,
@@ -43,7 +43,7 @@ pub(crate) fn run(
         take_over: arguments.take_over,
         workers: host::cores(),
     };
-    let planned = call(async move { plan(&request).await })?;
+    let planned = call(plan(&request))?;
     if arguments.dry_run {
         print(&plan_text(&planned, arguments.json)?)?;
         return Ok(common::OK);
@@ -55,7 +55,7 @@ pub(crate) fn run(
         print(&plan_text(&planned, false)?)?;
     }
     let progress = progress::on_standard_error();
-    let report = call(async move { restore(planned, progress).await })?;
+    let report = call(restore(planned, progress))?;
     print(&json.unwrap_or_else(|| report_text(&report, &recovery)))?;
     Ok(common::OK)
 }
@@ -125,15 +125,19 @@ fn fetch_program(executable: io::Result<PathBuf>) -> Result<PathBuf, Problem> {
 }
 
 /// With absolute paths and names: PostgreSQL starts it with another working directory and another environment.
-fn restore_command(program: &Path, settings: &Settings) -> String {
-    // PostgreSQL replaces %f, %p and %r, and takes %% for % (BuildRestoreCommand, common/percentrepl.c).
-    let word = |path: &Path| shell_word(path).replace('%', "%%");
-    format!(
-        "{} --config {} --cluster {} %f \"%p\"",
-        word(program),
-        word(&settings.file),
+fn restore_command(program: &Path, settings: &Settings) -> Result<String, Problem> {
+    let word = |path: &Path| match path.to_str() {
+        // PostgreSQL replaces %f, %p and %r, and takes %% for % (BuildRestoreCommand, common/percentrepl.c).
+        Some(_) => Ok(shell_word(path).replace('%', "%%")),
+        None => Err(Problem::usage(format!(
+            "restore_command cannot hold the path {path:?}, which is not UTF-8"
+        ))),
+    };
+    let (program, config) = (word(program)?, word(&settings.file)?);
+    Ok(format!(
+        "{program} --config {config} --cluster {} %f \"%p\"",
         settings.cluster
-    )
+    ))
 }
 
 /// A path as one word of a shell's command line.
@@ -156,7 +160,7 @@ mod tests {
         let text = "clusters: { main: }\nrepositories: [{ name: here, path: /r }]";
         let settings =
             crate::config::resolve(Path::new(config), text, None).expect("a configuration");
-        restore_command(Path::new(program), &settings)
+        restore_command(Path::new(program), &settings).expect("a command")
     }
 
     #[test]

@@ -69,11 +69,8 @@ fn more(level: LogLevel, steps: u8) -> LogLevel {
 }
 
 /// Runs a verb to its end.
-pub(crate) fn call<T, E>(
-    verb: impl Future<Output = Result<T, E>> + Send + 'static,
-) -> Result<T, Problem>
+pub(crate) fn call<T, E>(verb: impl Future<Output = Result<T, E>>) -> Result<T, Problem>
 where
-    T: Send + 'static,
     E: std::error::Error + Send + Sync + 'static,
 {
     run(verb)
@@ -98,7 +95,7 @@ pub(crate) fn print(text: &str) -> Result<(), Problem> {
 #[error("cannot write to standard output")]
 struct Unwritten(#[source] std::io::Error);
 
-/// A setting that this verb can not do without.
+/// A setting that this verb cannot do without.
 pub(crate) fn needed<T>(
     value: Option<T>,
     settings: &Settings,
@@ -123,7 +120,7 @@ fn run_init(settings: Settings, arguments: InitArguments) -> Result<u8, Problem>
         cluster: settings.cluster.clone(),
         new_system_identifier: arguments.new_system_identifier,
     };
-    let report = call(async move { init(&request).await })?;
+    let report = call(init(&request))?;
     print(&init_text(&settings, &report))?;
     Ok(common::OK)
 }
@@ -178,7 +175,7 @@ fn run_backup(settings: Settings, arguments: BackupArguments) -> Result<u8, Prob
             .map_or(settings.backup_wal_timeout, |span| span.0),
     };
     let progress = progress::on_standard_error();
-    let report = call(async move { backup::backup(&request, progress).await })?;
+    let report = call(backup::backup(&request, progress))?;
     let _ = std::io::stderr()
         .lock()
         .write_all(backup_warnings(&report).as_bytes());
@@ -240,7 +237,7 @@ fn run_list(settings: Settings, arguments: &ListArguments) -> Result<u8, Problem
         repository: settings.repository,
         cluster: settings.cluster,
     };
-    let listing = call(async move { list(&request).await })?;
+    let listing = call(list(&request))?;
     let page = if arguments.json {
         render::backups_json(&listing).map_err(Problem::failure)?
     } else {

@@ -146,6 +146,44 @@ fn a_segment_goes_into_the_repository_and_comes_back() {
         202,
     );
     bench.run(FETCH, &["00000002.history", "pg_wal/RECOVERYHISTORY"], 1);
+    let (_, stderr) = bench.run(FETCH, &[&bench.segment, "absent/RECOVERYXLOG"], 204);
+    assert!(
+        stderr.contains("absent/RECOVERYXLOG"),
+        "what cannot be written is named: {stderr}"
+    );
+}
+
+#[test]
+fn another_repository_or_cluster_in_its_place_is_no_absence() {
+    let bench = Bench::new();
+    bench.run(WALDEN, &["init"], 0);
+    let wanted = ["000000010000000000000009", "pg_wal/RECOVERYXLOG"];
+    bench.run(FETCH, &wanted, 1);
+
+    let config = fs::read_to_string(bench.path("walden.yaml")).expect("the configuration");
+    let other = config.replace(
+        "name: here",
+        "name: here, id: 00000000000000000000000000000000",
+    );
+    fs::write(bench.path("walden.yaml"), other).expect("another id");
+    let (_, stderr) = bench.run(FETCH, &wanted, 203);
+    assert!(
+        stderr.contains("00000000000000000000000000000000"),
+        "both ids are named: {stderr}"
+    );
+
+    fs::write(bench.path("walden.yaml"), config.replace("main:", "other:"))
+        .expect("another cluster");
+    let (_, stderr) = bench.run(FETCH, &wanted, 203);
+    assert!(
+        stderr.contains("walden init --cluster other"),
+        "the way to register it is named: {stderr}"
+    );
+    let (_, stderr) = bench.run(PUSH, &[&bench.segment_path()], 1);
+    assert!(
+        stderr.contains("walden init --cluster other"),
+        "nothing is archived for a cluster nobody registered: {stderr}"
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::problem::Hint;
 
-/// Why there are no [`super::Settings`]. Display says what is wrong, [`Hint::hint`] what to do about it.
+/// Why there are no [`super::Settings`]. Display says what is wrong, its hint what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
