@@ -102,7 +102,7 @@ fn report_text(report: &RestoreReport, plan: &RecoveryPlan) -> String {
     }
     let _ = writeln!(
         text,
-        "PostgreSQL {} recovers to the target when it is started: pg_ctl start -D {}",
+        "PostgreSQL {} recovers when it is started: pg_ctl start -D {}",
         plan.backup.pg_version,
         shell_word(&report.directory)
     );
@@ -191,7 +191,7 @@ mod tests {
             "\nrestored 1234 files, 16 MB, each verified, into /restored here\n\
              configuration from outside the data directory lies in /restored here.extras\n\
              added /restored here/recovery.signal\n\
-             PostgreSQL 17 recovers to the target when it is started: pg_ctl start -D '/restored here'\n"
+             PostgreSQL 17 recovers when it is started: pg_ctl start -D '/restored here'\n"
         );
     }
 
