@@ -36,26 +36,33 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// PostgreSQL's data directory, for programs that PostgreSQL starts: the one that was named, else the working directory (where
-/// PostgreSQL starts its commands), else the parent of the `pg_wal` in which the WAL file stands. It is the first of these that has a
+/// Where a program that PostgreSQL starts looks for the data directory first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PgdataOrder {
+    /// In the working directory, where the archiver starts its command.
+    WorkingDirectory,
+    /// Above the `pg_wal` of the WAL file: `pg_rewind -c` starts `restore_command` anywhere, perhaps in another data directory.
+    AboveWal,
+}
+
+/// PostgreSQL's data directory: the one that was named, else the first of the working directory and what is above the WAL file that has a
 /// `global/pg_control`.
-pub fn find_pgdata(named: Option<&Path>, wal_file: &Path) -> Option<PathBuf> {
-    let above = wal_file.parent().and_then(Path::parent).map(|p| {
-        if p.as_os_str().is_empty() {
+pub fn find_pgdata(named: Option<&Path>, wal_file: &Path, order: PgdataOrder) -> Option<PathBuf> {
+    let above = wal_file.parent().and_then(Path::parent).map(|path| {
+        if path.as_os_str().is_empty() {
             Path::new(".")
         } else {
-            p
+            path
         }
     });
-    let candidates = match named {
-        Some(named) => vec![named],
-        None => [Some(Path::new(".")), above]
-            .into_iter()
-            .flatten()
-            .collect(),
+    let here = Some(Path::new("."));
+    let candidates = match (named, order) {
+        (Some(named), _) => [Some(named), None],
+        (None, PgdataOrder::WorkingDirectory) => [here, above],
+        (None, PgdataOrder::AboveWal) => [above, here],
     };
+    let mut candidates = candidates.into_iter().flatten();
     candidates
-        .into_iter()
         .find(|dir| dir.join(CONTROL).is_file())
         .map(Path::to_path_buf)
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crc32c::{crc32c, crc32c_append, crc32c_combine};
 use futures::{StreamExt, stream};
 use rustix::fs::OFlags;
-use walden_model::{BackupRecord, HeadKind, PackRef, SystemKeys, keys};
+use walden_model::{BackupRecord, HeadKind, SystemKeys, keys};
 
 use super::RestoreError;
 use super::index::{FileIndex, FileRef, Piece};
@@ -92,14 +92,8 @@ impl Contents {
         record: &BackupRecord,
         workers: usize,
     ) -> Result<(), RestoreError> {
-        let wanted = (0..)
-            .zip(&record.packs)
-            .filter(|(number, _)| !self.index.pieces_of(*number).is_empty());
-        let mut packs = stream::iter(wanted)
-            .map(|(number, pack)| {
-                let key = keys.pack(&pack.backup, pack.number);
-                self.write_pack(repository, record, number, pack, key)
-            })
+        let mut packs = stream::iter(0..record.packs.len())
+            .map(|number| self.write_pack(repository, keys, record, number))
             .buffer_unordered(workers.max(1));
         // After an error the others are not dropped but run to an early end, so that nobody writes any more when this returns.
         let mut first = Ok(());
@@ -115,14 +109,17 @@ impl Contents {
     async fn write_pack(
         self: &Arc<Self>,
         repository: &Repository,
+        keys: &SystemKeys,
         record: &BackupRecord,
-        number: u32,
-        pack: &PackRef,
-        key: String,
+        number: usize,
     ) -> Result<(), RestoreError> {
-        if self.stopped.load(Ordering::Acquire) {
+        let (Some(pack), Ok(number)) = (record.packs.get(number), u32::try_from(number)) else {
+            return Ok(());
+        };
+        if self.index.pieces_of(number).is_empty() || self.stopped.load(Ordering::Acquire) {
             return Ok(());
         }
+        let key = keys.pack(&pack.backup, pack.number);
         let expected = Expected {
             kind: HeadKind::Pack,
             archive_id: record.archive_id,

@@ -22,6 +22,13 @@ async fn run(request: &RestoreRequest) -> Result<RestoreReport, RestoreError> {
     super::restore(super::plan(request).await?, Arc::new(Silent)).await
 }
 
+/// Callers put these on their own tasks; this does not compile where one of them cannot go there.
+#[allow(dead_code)]
+fn every_verb_can_be_spawned(request: RestoreRequest, list: crate::list::ListRequest) {
+    tokio::spawn(async move { run(&request).await });
+    tokio::spawn(async move { crate::list::list(&list).await });
+}
+
 /// The whole text of an error, as the command line prints it.
 fn chain(error: &dyn std::error::Error) -> String {
     let parts: Vec<_> = std::iter::successors(Some(error), |e| e.source())
