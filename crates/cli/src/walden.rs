@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 use walden_engine::backup::{self, BackupReport, BackupRequest};
 use walden_engine::init::{InitReport, InitRequest, init};
 use walden_engine::list::{ListRequest, list};
@@ -89,6 +90,13 @@ pub(crate) fn print(text: &str) -> Result<(), Problem> {
         _ => Ok(()),
     }
 }
+
+/// A person or a service manager ended the backup.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "interrupted; what was stored so far is an unfinished backup, which cannot be mistaken for a whole one"
+)]
+struct Interrupted(#[source] Option<std::io::Error>);
 
 /// The result could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +183,21 @@ fn run_backup(settings: Settings, arguments: BackupArguments) -> Result<u8, Prob
             .map_or(settings.backup_wal_timeout, |span| span.0),
     };
     let progress = progress::on_standard_error();
-    let report = call(backup::backup(&request, progress))?;
+    // Left by the way of an error, the backup ends pg_basebackup and empties its spool folder.
+    let interrupted = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted,
+            _ = terminate.recv() => Ok(()),
+        }
+    };
+    let report = run(async {
+        tokio::select! {
+            taken = backup::backup(&request, progress) => taken.map_err(Problem::failure),
+            signal = interrupted => Err(Problem::failure(Interrupted(signal.err()))),
+        }
+    })
+    .map_err(Problem::failure)??;
     let _ = std::io::stderr()
         .lock()
         .write_all(backup_warnings(&report).as_bytes());

@@ -51,8 +51,6 @@ pub struct DecodedObject {
     pub tail: Tail,
     /// The digest of the tail's JSON.
     pub table: Sha256Digest,
-    /// The digest of the content.
-    pub content: Sha256Digest,
 }
 
 /// Takes an object's bytes in any portions and gives its content, frame by frame.
@@ -67,13 +65,15 @@ pub struct ObjectDecoder {
     tail: Option<ReadTail>,
     frames: Vec<FrameEntry>,
     content_size: u64,
-    hash: Sha256,
+    /// Of the content; packs have none, because their files have checksums of their own.
+    hash: Option<Sha256>,
 }
 
 impl ObjectDecoder {
     /// A decoder for an object that must be the expected one.
     pub fn new(expected: Expected) -> Self {
         ObjectDecoder {
+            hash: (expected.kind != HeadKind::Pack).then(Sha256::new),
             expected,
             buffer: Vec::new(),
             wanted: 0,
@@ -81,7 +81,6 @@ impl ObjectDecoder {
             tail: None,
             frames: Vec::new(),
             content_size: 0,
-            hash: Sha256::new(),
         }
     }
 
@@ -134,7 +133,9 @@ impl ObjectDecoder {
                     digest: Sha256Digest::of(stored),
                 });
                 self.content_size += content.len() as u64;
-                self.hash.update(&content);
+                if let Some(hash) = &mut self.hash {
+                    hash.update(&content);
+                }
                 out(content)?;
             }
         }
@@ -184,20 +185,21 @@ impl ObjectDecoder {
                 self.content_size
             )));
         }
-        let content = Sha256Digest(self.hash.finalize().into());
-        if let Some(expected) = tail.sha256.filter(|expected| *expected != content) {
-            return Err(CodecError::WrongDigest {
-                what: "its content",
-                found: content,
-                expected,
-            });
+        let found = self.hash.map(|hash| Sha256Digest(hash.finalize().into()));
+        match (found, tail.sha256) {
+            (Some(found), Some(expected)) if found != expected => {
+                return Err(CodecError::WrongDigest {
+                    what: "its content",
+                    found,
+                    expected,
+                });
+            }
+            (Some(_), None) => {
+                return Err(CodecError::damaged("its tail has no digest of the content"));
+            }
+            _ => {}
         }
-        Ok(DecodedObject {
-            head,
-            tail,
-            table,
-            content,
-        })
+        Ok(DecodedObject { head, tail, table })
     }
 }
 
