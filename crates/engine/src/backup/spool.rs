@@ -119,7 +119,7 @@ mod tests {
             move || {
                 let mut file = File::create(path).unwrap();
                 for part in 0..50_u8 {
-                    file.write_all(&[part; 1 << 20]).unwrap();
+                    file.write_all(&vec![part; 1 << 20]).unwrap();
                 }
                 ended.store(true, Ordering::Release);
             }
@@ -135,7 +135,7 @@ mod tests {
             .read_to_end(&mut content)
             .unwrap();
         writer.join().unwrap();
-        let expected: Vec<u8> = (0..50_u8).flat_map(|part| [part; 1 << 20]).collect();
+        let expected: Vec<u8> = (0..50_u8).flat_map(|part| vec![part; 1 << 20]).collect();
         assert!(
             content == expected,
             "expected 50 MiB as they were written, found {} bytes",
