@@ -119,6 +119,7 @@ pub struct Cluster {
     socket_dir: PathBuf,
     log: PathBuf,
     port: u16,
+    options: String,
     started: bool,
 }
 
@@ -161,6 +162,7 @@ impl Cluster {
             socket_dir: dir.server_dir(&format!("{name}.socket"))?,
             log: dir.join(format!("{name}.log")),
             port,
+            options: String::new(),
             started: false,
         })
     }
@@ -228,6 +230,11 @@ impl Cluster {
         own_by_server(&path)
     }
 
+    /// Words of the server's command line for every start from now on, such as `-c config_file=/etc/…`.
+    pub fn set_options(&mut self, options: &str) {
+        options.clone_into(&mut self.options);
+    }
+
     /// Starts the server and waits until it answers.
     ///
     /// # Errors
@@ -246,9 +253,10 @@ impl Cluster {
     pub fn try_start(&mut self) -> Result<Result<(), StartFailure>> {
         let logged = self.log().len();
         let options = format!(
-            "-p {} -k {} -c listen_addresses=''",
+            "-p {} -k {} -c listen_addresses='' {}",
             self.port,
-            self.socket_dir.display()
+            self.socket_dir.display(),
+            self.options
         );
         self.started = true;
         let started = run(self
