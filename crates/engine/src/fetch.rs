@@ -182,11 +182,7 @@ const GROWING: &str = ".walden";
 
 /// Fetches one file. It appears under its destination only whole, hashed and checked.
 pub async fn fetch(request: &FetchRequest) -> Result<FetchReport, FetchFailure> {
-    let pgdata = host::find_pgdata(
-        request.pgdata.as_deref(),
-        &request.destination,
-        host::PgdataOrder::AboveWal,
-    );
+    let pgdata = host::find_pgdata(request.pgdata.as_deref(), &request.destination);
     let standby = !request.stop_standby
         && pgdata
             .as_deref()

@@ -36,18 +36,13 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Where a program that PostgreSQL starts looks for the data directory first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PgdataOrder {
-    /// In the working directory, where the archiver starts its command.
-    WorkingDirectory,
-    /// Above the `pg_wal` of the WAL file: `pg_rewind -c` starts `restore_command` anywhere, perhaps in another data directory.
-    AboveWal,
-}
-
-/// PostgreSQL's data directory: the one that was named, else the first of the working directory and what is above the WAL file that has a
-/// `global/pg_control`.
-pub fn find_pgdata(named: Option<&Path>, wal_file: &Path, order: PgdataOrder) -> Option<PathBuf> {
+/// PostgreSQL's data directory: the one that was named, else what is above the `pg_wal` of the WAL file, else the working directory; of
+/// these the first that has a `global/pg_control`.
+///
+/// The archiver starts its command in the data directory, where both are the same. `pg_rewind -c` and a person start the programs
+/// anywhere, perhaps in another cluster's data directory. The working directory counts where `pg_wal` is a link and the file is named
+/// by its place behind it.
+pub fn find_pgdata(named: Option<&Path>, wal_file: &Path) -> Option<PathBuf> {
     let above = wal_file.parent().and_then(Path::parent).map(|path| {
         if path.as_os_str().is_empty() {
             Path::new(".")
@@ -55,11 +50,9 @@ pub fn find_pgdata(named: Option<&Path>, wal_file: &Path, order: PgdataOrder) ->
             path
         }
     });
-    let here = Some(Path::new("."));
-    let candidates = match (named, order) {
-        (Some(named), _) => [Some(named), None],
-        (None, PgdataOrder::WorkingDirectory) => [here, above],
-        (None, PgdataOrder::AboveWal) => [above, here],
+    let candidates = match named {
+        Some(named) => [Some(named), None],
+        None => [above, Some(Path::new("."))],
     };
     let mut candidates = candidates.into_iter().flatten();
     candidates

@@ -243,6 +243,10 @@ impl Repository {
         cluster: &ClusterName,
         system: SystemIdentifier,
     ) -> Result<IdentityDocument, RepositoryError> {
+        // A copy of the repository knows the cluster, too.
+        if self.id.is_some() {
+            self.root().await?;
+        }
         if let Some(identity) = self.document(&keys::identity(cluster, system)).await? {
             return Ok(identity);
         }

@@ -253,12 +253,8 @@ fn system_of(request: &PushRequest, source: &WalSource) -> Result<SystemIdentifi
         return Ok(facts.header.system_identifier);
     }
     let file = source.file;
-    let pgdata = host::find_pgdata(
-        request.pgdata.as_deref(),
-        &request.path,
-        host::PgdataOrder::WorkingDirectory,
-    )
-    .ok_or(PushError::NoPgdata { file })?;
+    let pgdata = host::find_pgdata(request.pgdata.as_deref(), &request.path)
+        .ok_or(PushError::NoPgdata { file })?;
     host::system_identifier(&pgdata).map_err(|source| PushError::Control { file, source })
 }
 
