@@ -41,23 +41,21 @@ export PGHOST=$place PGPORT=5432 PGUSER=postgres PGDATABASE=postgres
 export WALDEN_CONFIG=$place/walden.yaml
 cd "$place"
 
-say() { printf '\n%s\n' "$@"; }
+say() { printf '\n'; printf '%s\n' "$@"; }
 # Shows a command and runs it, just as it is shown.
 show() {
     printf '\n    $ %s\n' "$1"
-    "${as[@]}" bash -euc "$1" </dev/null 2>&1 | sed 's/^/    /'
+    "${as[@]}" bash -euc "$1" </dev/null 2>&1 | sed -e '/^$/d' -e 's/^/    /'
 }
 quietly() { "${as[@]}" bash -euc "$1" </dev/null; }
 ask() { quietly "psql -XAtqc \"$1\"" ; }
-# Ends the current WAL segment and waits until it is in the repository.
-hand_over() {
-    local segment
-    segment=$(ask "SELECT pg_walfile_name(pg_switch_wal())")
+current_segment() { ask "SELECT pg_walfile_name(pg_current_wal_insert_lsn())"; }
+wait_archived() {
     for _ in $(seq 300); do
-        [ "$(ask "SELECT last_archived_wal >= '$segment' FROM pg_stat_archiver")" != t ] || return 0
+        [ "$(ask "SELECT last_archived_wal >= '$1' FROM pg_stat_archiver")" != t ] || return 0
         sleep 0.1
     done
-    echo "$segment was not archived within 30 seconds" >&2
+    echo "$1 was not archived within 30 seconds" >&2
     return 1
 }
 
@@ -69,6 +67,7 @@ quietly "initdb -D shop -U postgres --auth=trust --no-locale -E UTF8 --no-sync >
 "${as[@]}" tee -a shop/postgresql.conf >/dev/null <<CONF
 listen_addresses = ''
 unix_socket_directories = '$place'
+lock_timeout = 20s
 archive_mode = on
 archive_command = 'walden-wal-push %p'
 CONF
@@ -95,7 +94,9 @@ show 'psql -qc "CREATE TABLE orders (id bigserial PRIMARY KEY, item text, at tim
 "${as[@]}" tee order.sql >/dev/null <<<"INSERT INTO orders (item) VALUES (md5(random()::text));"
 "${as[@]}" pgbench -n -c 2 -T 3600 -f order.sql >/dev/null 2>pgbench.log &
 writer=$!
-hand_over
+segment=$(current_segment)
+quietly "psql -qc 'SELECT pg_switch_wal()' >/dev/null"
+wait_archived "$segment"
 before=$(ask "SELECT count(*) FROM orders")
 show "walden backup"
 during=$(($(ask "SELECT count(*) FROM orders") - before))
@@ -115,38 +116,41 @@ say "   It is $moment. Remember that moment."
 say "5. Somebody means the test system:"
 sleep 0.1
 show 'psql -c "DROP TABLE orders"'
-say "   The log of that, too, goes to the repository, as soon as its segment ends."
-show 'psql -Atc "SELECT pg_walfile_name(pg_switch_wal())"'
-hand_over
+say "   PostgreSQL archives a segment of its log, 16 MB, when it is full. We do not wait for that."
+segment=$(current_segment)
+show 'psql -qAtc "SELECT pg_switch_wal()"'
+wait_archived "$segment"
 
 say "6. What would it take to go back to $moment? The plan, before anything is written:"
-show "walden restore --dry-run --target-time '$moment' $place/restored"
+show "walden restore --dry-run --target-time '$moment' --target-action promote $place/restored"
 
 say "7. The same without --dry-run, into a second directory. The shop's own is not touched."
-show "walden restore --target-time '$moment' $place/restored"
+show "walden restore --target-time '$moment' --target-action promote $place/restored | tail -n 3"
 show "grep ^restore_command restored/postgresql.auto.conf"
 
-say "8. PostgreSQL starts on it, asks walden-wal-fetch for the log since the backup, and pauses at the moment."
+say "8. PostgreSQL starts on it. It asks walden-wal-fetch for the log since the backup, and stops reading" \
+    "at the moment: the transaction that dropped the table is rolled back, and the copy takes queries."
 show "pg_ctl start -D restored -l restored.log -s -o '-p 5433'"
 for _ in $(seq 300); do
-    [ "$(PGPORT=5433 ask "SELECT pg_get_wal_replay_pause_state()")" != paused ] || break
+    [ "$(PGPORT=5433 ask "SELECT pg_is_in_recovery()")" != f ] || break
     sleep 0.1
 done
+show "grep -E 'restored log file|recovery stopping' restored.log"
 show "psql -p 5433 -c \"$summary\""
 back=$(PGPORT=5433 ask "$summary")
 if [ "$back" != "$truth" ]; then
     echo "The restored orders differ: $back, expected $truth" >&2
     exit 1
 fi
-say "   The same orders, to the last one: $back."
+say "   The same orders, to the last one."
 
 say "9. Into the shop with them."
-show "pg_dump -p 5433 -t orders | psql -q >/dev/null"
+show "pg_dump -p 5433 -t orders | psql -q -o /dev/null"
 show "psql -c \"$summary\""
 if [ "$(ask "$summary")" != "$truth" ]; then
     echo "The shop's orders differ from what they were" >&2
     exit 1
 fi
 
-say "The table is back, $((SECONDS - started)) seconds after this story began. The servers are stopped now, and $place removed." \
-    "README.md has the same in five minutes on your own cluster."
+say "The table is back, $((SECONDS - started)) seconds after this story began. The servers are stopped now, and" \
+    "$place is removed. README.md has the same for your own cluster."
