@@ -227,27 +227,23 @@ fn checksum_of_zeroes(length: u64) -> u32 {
     }
 }
 
-/// Opens a file for writing and makes it, and the directories above it, where they are not there. Never through a link.
+/// Opens a file for writing and makes it, and the directories above it, where they are not there; another worker may be making
+/// them, too. Never through a link.
 fn open(path: &Path) -> Result<File, ContentError> {
-    let create = || {
-        let mut options = OpenOptions::new();
-        options
-            .write(true)
-            .create_new(true)
-            .mode(FILE_MODE)
-            .open(path)
-    };
-    let opened = match create() {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => OpenOptions::new()
-            .write(true)
-            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
-            .open(path),
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    let opened = match options.open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => path
             .parent()
             .map_or(Ok(()), |parent| {
                 DirBuilder::new().recursive(true).mode(0o700).create(parent)
             })
-            .and_then(|()| create()),
+            .and_then(|()| options.open(path)),
         other => other,
     };
     opened.map_err(write_error(path))
