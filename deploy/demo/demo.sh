@@ -34,6 +34,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 # Copied, because a checkout may be closed to the servers' user.
+umask 022
 mkdir "$place/bin"
 cp "$programs"/walden "$programs"/walden-wal-push "$programs"/walden-wal-fetch "$place/bin/"
 export PATH=$place/bin:$pg/bin:$PATH LD_LIBRARY_PATH=$pg/lib LC_ALL=C TZ=UTC HOME=$place
