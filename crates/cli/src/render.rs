@@ -61,6 +61,45 @@ pub fn moment(time: Timestamp) -> String {
 mod tests {
     use super::*;
 
+    /// Every key of a JSON value, at any depth, but not the names that a person chose.
+    fn keys(value: &serde_json::Value, found: &mut std::collections::BTreeSet<String>) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (key, value) in fields {
+                    found.insert(key.clone());
+                    if key != "annotations" {
+                        keys(value, found);
+                    }
+                }
+            }
+            serde_json::Value::Array(values) => {
+                values.iter().for_each(|value| keys(value, found));
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_page_on_json_names_every_key_that_is_printed() {
+        let page = include_str!("../../../docs/json.md");
+        let destination = Destination {
+            directory: std::path::Path::new("/restored"),
+            wal: None,
+            extras: None,
+            tablespaces: &[],
+            other_systems: &[],
+            as_root: false,
+        };
+        let listing = backups_json(&samples::listing()).expect("JSON");
+        let plan = plan_json(&samples::plan(), &destination, false).expect("JSON");
+        let mut printed = std::collections::BTreeSet::new();
+        for text in [listing, plan] {
+            keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
+        }
+        printed.retain(|key| !page.contains(&format!("`{key}`")));
+        assert!(printed.is_empty(), "docs/json.md does not name {printed:?}");
+    }
+
     #[test]
     fn sizes_are_those_of_pg_size_pretty() {
         for (bytes, shown) in [
