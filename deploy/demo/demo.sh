@@ -114,7 +114,7 @@ truth=$(ask "$summary")
 moment=$(ask "SELECT clock_timestamp()")
 say "   It is $moment. Remember that moment."
 
-say "5. Somebody means the test system:"
+say "5. Somebody takes it for the test system:"
 sleep 0.1
 show 'psql -c "DROP TABLE orders"'
 say "   PostgreSQL archives a segment of its log, 16 MB, when it is full. We do not wait for that."
