@@ -119,7 +119,6 @@ impl Wal {
         let mut primary = Cluster::builder(install, &dir, "primary")
             .initdb_arg("--wal-segsize=1")
             .conf("fsync", "off")
-            .conf("min_wal_size", "2MB")
             // Without a command the archiver waits, and every file stays in pg_wal.
             .conf("archive_mode", "on")
             .conf("archive_command", "")

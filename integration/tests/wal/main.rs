@@ -4,6 +4,7 @@
     reason = "a test says what it skipped, and with which seed it ran"
 )]
 
+mod archiver;
 mod bad_input;
 mod bench;
 mod configuration;
@@ -13,6 +14,7 @@ mod init;
 mod kills;
 mod outages;
 mod push;
+mod recovery;
 
 /// Makes a `#[test]` of each named function, on PostgreSQL 17.
 macro_rules! on_17 {
