@@ -60,7 +60,8 @@ impl fmt::Display for Note {
         match self {
             Self::AtTarget(TargetAction::Pause) => f.write_str(
                 "At the target PostgreSQL pauses, read-only, so that you can look: SELECT pg_wal_replay_resume() then ends recovery and \
-                 accepts writes; to try another target, stop it and restore again.",
+                 accepts writes; to try another target, stop it and restore again. While it is paused, a transaction that had not ended at the \
+                 target (a DROP TABLE, say) keeps its locks, and queries on its tables wait: --target-action promote frees them.",
             ),
             Self::AtTarget(TargetAction::Promote) => {
                 f.write_str("At the target PostgreSQL ends recovery and accepts writes, on a new timeline.")
