@@ -95,11 +95,13 @@ impl BaseBackup {
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        command.stdout(if spool.is_some() {
-            Stdio::null()
+        if spool.is_some() {
+            // Were this program killed, nothing else would stop pg_basebackup from filling the folder for nobody: each second it finds out
+            // by the progress that it cannot tell.
+            command.arg("--progress").stdout(Stdio::null());
         } else {
-            Stdio::piped()
-        });
+            command.stdout(Stdio::piped());
+        }
         let mut child = command.spawn().map_err(|source| ChildError::Start {
             program: program.clone(),
             source,
@@ -163,15 +165,24 @@ async fn listen(stderr: Option<tokio::process::ChildStderr>, kept: Arc<Mutex<Vec
     while matches!(reader.read_until(b'\n', &mut line).await, Ok(length) if length > 0) {
         line.truncate(KEPT_LINE);
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        line.clear();
         tracing::debug!("{text}");
+        if is_progress(&text) {
+            continue;
+        }
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT_LINES {
             kept.pop_front();
         }
         kept.push_back(text);
-        drop(kept);
-        line.clear();
     }
+}
+
+/// Whether a line is one of `--progress`, in whatever language: kilobytes, a slash, all kilobytes.
+fn is_progress(line: &str) -> bool {
+    line.trim_start()
+        .split_once('/')
+        .is_some_and(|(done, _)| !done.is_empty() && done.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The configured folder's, else Debian's of the server's version (the one on the path there is a wrapper that may choose an older
