@@ -1,8 +1,9 @@
 //! Backups that must not begin, and those that do not end.
 
+use std::fs;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use walden_integration::{Said, Site, files, wait_open};
 use walden_testkit::{
@@ -75,17 +76,20 @@ fn a_server_that_does_not_archive_is_refused(install: &PgInstall, dir: &TestDir)
     Ok(())
 }
 
-/// Starts a slow backup and waits until some of its files are stored, none of its last ones.
+/// Starts a slow backup and waits until the server has sent some of it.
 fn halfway(site: &Site) -> Result<Child> {
     let known = files(&site.repository())?.len();
-    // A pack is stored when it is full, or at the end: a begun one is all that this cluster has halfway.
-    let child = site
-        .command("walden.yaml", &["backup", "--max-rate=4M"])?
+    // So slow that it takes longer than anything here waits for.
+    let mut child = site
+        .command("walden.yaml", &["backup", "--max-rate=128k"])?
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot start walden backup")?;
     poll("a backup to begin", || {
+        if let Some(status) = child.try_wait()? {
+            bail!("walden backup ended before it was halfway: {status}");
+        }
         let begun = files(&site.repository())?.len() > known;
         let streams = site.production.psql(STREAMED)? == "t";
         Ok((begun && streams).then_some(()))
@@ -94,7 +98,7 @@ fn halfway(site: &Site) -> Result<Child> {
 }
 
 /// Whether the server has sent something, and not all.
-const STREAMED: &str = "SELECT count(*) = 1 FROM pg_stat_progress_basebackup WHERE phase = 'streaming database files' AND backup_streamed > 1000000";
+const STREAMED: &str = "SELECT count(*) = 1 FROM pg_stat_progress_basebackup WHERE phase = 'streaming database files' AND backup_streamed > 100000";
 
 fn killed(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut site = Site::new(install, dir, |builder| builder)?;
@@ -102,9 +106,21 @@ fn killed(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut ledger = Ledger::create(&site.production)?;
     ledger.write(&site.production, 2, 20)?;
     site.archive_all()?;
-    for (number, signal) in [(1, "-INT"), (2, "-TERM"), (3, "-KILL")] {
+    let spool = dir.server_dir("spool")?;
+    for (number, signal) in ["-INT", "-TERM", "-KILL", "-INT", "-TERM", "-KILL"]
+        .iter()
+        .enumerate()
+    {
+        // The second half through a spool folder.
+        if number == 3 {
+            let place = dir.server_dir("space")?;
+            let sql = format!("CREATE TABLESPACE space LOCATION '{}'", place.display());
+            site.production.psql(&sql)?;
+            let key = format!("    spool_dir: {}\n", spool.display());
+            site.configure("walden.yaml", &site.production, &key)?;
+        }
         let child = halfway(&site)?;
-        run(Command::new("kill").args([signal, &child.id().to_string()]))?;
+        run(Command::new("kill").args([*signal, &child.id().to_string()]))?;
         let output = child.wait_with_output()?;
         ensure!(
             !output.status.success(),
@@ -120,9 +136,16 @@ fn killed(install: &PgInstall, dir: &TestDir) -> Result<()> {
         let counts = ["backups", "unfinished"]
             .map(|key| list.get(key).and_then(Value::as_array).map(Vec::len));
         ensure!(
-            counts == [Some(0), Some(number)],
-            "{number} unfinished backups and no other expected: {list}"
+            counts == [Some(0), Some(number + 1)],
+            "{} unfinished backups and no other expected: {list}",
+            number + 1
         );
+        if *signal != "-KILL" {
+            ensure!(
+                fs::read_dir(&spool)?.next().is_none(),
+                "a backup that was ended with {signal} should empty its spool folder"
+            );
+        }
         site.refused("restored", &[], &["no backup", "unfinished"])?;
     }
     let table = site.walden(&["list-backups"])?.exited(0)?;
@@ -134,7 +157,9 @@ fn killed(install: &PgInstall, dir: &TestDir) -> Result<()> {
     site.backup(&[])?;
     ledger.write(&site.production, 2, 20)?;
     site.archive_all()?;
-    let mut restored = site.restore("restored", &[])?;
+    let space = dir.join("space");
+    let map = format!("--tablespace-map={0}={0}.copy", space.display());
+    let mut restored = site.restore_ignoring("restored", &[&map], &["tablespace_map"])?;
     restored.start()?;
     wait_open(&restored)?;
     ledger.compare(&restored, &Target::Latest)
