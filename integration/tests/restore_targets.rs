@@ -81,7 +81,10 @@ fn restores_hold_exactly_the_rows_of_their_target(
     dir: &TestDir,
 ) -> Result<()> {
     let seed: u64 = rand::random();
-    eprintln!("seed of the moments: {seed}");
+    each_target(install, dir, seed).with_context(|| format!("seed of the moments: {seed}"))
+}
+
+fn each_target(install: &PgInstall, dir: &TestDir, seed: u64) -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     let scene = Scene::new(install, dir)?;
     let stored = files(&scene.site.repository())?;
