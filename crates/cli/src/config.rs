@@ -43,6 +43,10 @@ pub struct Settings {
     pub compression_level: i32,
     /// `push.deadline`: how long one push may take.
     pub push_deadline: Duration,
+    /// `push.ahead`: how many of the next ready files one push takes along, 0 to 64.
+    pub push_ahead: usize,
+    /// `push.backlog_level`: zstd's level, -7 to 19, while more than `push.ahead` files wait.
+    pub push_backlog_level: Option<i32>,
     /// `fetch.retry_for`: how long one fetch tries again while a repository does not answer.
     pub fetch_retry_for: Duration,
     /// `fetch.standby_on_outage`.
@@ -131,6 +135,8 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         repository: resolve_repository(file, raw.repositories.unwrap_or_default())?,
         compression_level: raw.compression.level.0.0,
         push_deadline: raw.push.deadline.0.0,
+        push_ahead: raw.push.ahead.0.0,
+        push_backlog_level: raw.push.backlog_level.0.0,
         fetch_retry_for: raw.fetch.retry_for.0.0,
         standby_on_outage: raw.fetch.standby_on_outage,
         backup_wal_timeout: raw.backup.wal_timeout.0.0,

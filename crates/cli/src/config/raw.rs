@@ -103,6 +103,8 @@ impl Default for RawCompression {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPush {
     pub deadline: Text<Span>,
+    pub ahead: Text<Ahead>,
+    pub backlog_level: Text<BacklogLevel>,
 }
 
 impl Default for RawPush {
@@ -110,6 +112,8 @@ impl Default for RawPush {
         // Below the 60 s after which `pg_ctl stop` gives up, and it waits for the archiver's last round.
         Self {
             deadline: seconds(50),
+            ahead: Text(Ahead(16)),
+            backlog_level: Text(BacklogLevel(None)),
         }
     }
 }
@@ -231,6 +235,42 @@ impl FromStr for CompressionLevel {
             Ok(level @ 1..=19) => Ok(Self(level)),
             _ => Err(format!(
                 "{text} is not a compression level: write 1 (fastest) to 19 (smallest)"
+            )),
+        }
+    }
+}
+
+/// How many files a push takes beyond its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ahead(pub usize);
+
+impl FromStr for Ahead {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(files @ 0..=64) => Ok(Self(files)),
+            _ => Err(format!(
+                "{text} is not a number of files: write 0 (none) to 64"
+            )),
+        }
+    }
+}
+
+/// zstd's level while files wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BacklogLevel(pub Option<i32>);
+
+impl FromStr for BacklogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("off", _) => Ok(Self(None)),
+            // Beyond -7 zstd gains no speed that the rest of a push would not eat.
+            (_, Ok(level @ -7..=19)) => Ok(Self(Some(level))),
+            _ => Err(format!(
+                "{text} is not a compression level: write off, or -7 (fastest) to 19 (smallest)"
             )),
         }
     }

@@ -45,6 +45,8 @@ fn what_is_not_said_has_its_documented_default() {
         },
         compression_level: 1,
         push_deadline: Duration::from_secs(50),
+        push_ahead: 16,
+        push_backlog_level: None,
         fetch_retry_for: Duration::from_secs(30),
         standby_on_outage: StandbyOnOutage::Wait,
         backup_wal_timeout: Duration::from_secs(600),
@@ -67,12 +69,16 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
         (
             said.compression_level,
             said.push_deadline,
+            said.push_ahead,
+            said.push_backlog_level,
             said.fetch_retry_for,
             said.standby_on_outage
         ),
         (
             default.compression_level,
             default.push_deadline,
+            default.push_ahead,
+            default.push_backlog_level,
             default.fetch_retry_for,
             default.standby_on_outage
         ),
@@ -112,7 +118,7 @@ fn everything_said_is_taken_over() {
 clusters: { main: { connection: host=/run user=postgres, spool_dir: /var/tmp } }
 repositories: [ { name: here, path: /r, id: 00000000000000000000000000000012 } ]
 compression: { level: 19 }
-push: { deadline: 2min }
+push: { deadline: 2min, ahead: 64, backlog_level: -3 }
 fetch: { retry_for: 500ms, standby_on_outage: stop }
 backup: { wal_timeout: 1h }
 log_level: debug
@@ -130,6 +136,8 @@ log_level: debug
     );
     assert_eq!(settings.compression_level, 19);
     assert_eq!(settings.push_deadline, Duration::from_secs(120));
+    assert_eq!(settings.push_ahead, 64);
+    assert_eq!(settings.push_backlog_level, Some(-3));
     assert_eq!(settings.fetch_retry_for, Duration::from_millis(500));
     assert_eq!(settings.standby_on_outage, StandbyOnOutage::Stop);
     assert_eq!(settings.backup_wal_timeout, Duration::from_secs(3600));
@@ -167,7 +175,7 @@ fn an_unknown_key_names_its_line_and_the_nearest_key() {
     assert_eq!(
         complaint(&format!("{SMALL}push: {{ dedline: 3s }}\n"), None),
         "error: /etc/walden/walden.yaml, line 7: unknown key \"dedline\" in push\n\
-         hint: did you mean \"deadline\"? Known here: deadline\n"
+         hint: did you mean \"deadline\"? Known here: deadline, ahead, backlog_level\n"
     );
 }
 
@@ -185,6 +193,14 @@ fn a_value_that_can_not_be_meant_names_its_line() {
         (
             format!("{SMALL}push:\n  deadline: 50\n"),
             "line 8: push.deadline: \"50\" is not a span of time: write a whole number and a unit, as in 50s, 10min, 1h (units: ms, s, min, h, d)",
+        ),
+        (
+            format!("{SMALL}push: {{ ahead: 65 }}\n"),
+            "line 7: push.ahead: 65 is not a number of files: write 0 (none) to 64",
+        ),
+        (
+            format!("{SMALL}push: {{ backlog_level: 20 }}\n"),
+            "line 7: push.backlog_level: 20 is not a compression level: write off, or -7 (fastest) to 19 (smallest)",
         ),
         (
             format!("{SMALL}fetch: {{ standby_on_outage: panic }}\n"),
