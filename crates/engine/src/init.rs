@@ -116,7 +116,10 @@ pub async fn init(request: &InitRequest) -> Result<InitReport, InitError> {
         identity,
         registered,
     };
-    if let Some(known) = registrations.iter().find(|r| r.system_identifier == facts.system) {
+    if let Some(known) = registrations
+        .iter()
+        .find(|r| r.system_identifier == facts.system)
+    {
         return Ok(report(known.clone(), false));
     }
     if !registrations.is_empty() && !request.new_system_identifier {
@@ -137,12 +140,18 @@ pub async fn init(request: &InitRequest) -> Result<InitReport, InitError> {
         host: host::host_name(),
         encryption: Encryption::None,
     };
-    match repository.put_document(&keys::identity(&request.cluster, facts.system), &identity).await {
+    match repository
+        .put_document(&keys::identity(&request.cluster, facts.system), &identity)
+        .await
+    {
         Ok(()) => Ok(report(identity, true)),
         // Another init was faster; what it registered counts.
-        Err(e) if e.is_already_exists() => {
-            Ok(report(repository.registration(&request.cluster, facts.system).await?, false))
-        }
+        Err(e) if e.is_already_exists() => Ok(report(
+            repository
+                .registration(&request.cluster, facts.system)
+                .await?,
+            false,
+        )),
         Err(e) => Err(e.into()),
     }
 }
@@ -161,11 +170,17 @@ async fn make_repository(
         Err(_) => !settings.path.exists(),
     };
     if let (true, Some(id)) = (absent, settings.id) {
-        return Err(InitError::NotMounted { path: settings.path.clone(), id });
+        return Err(InitError::NotMounted {
+            path: settings.path.clone(),
+            id,
+        });
     }
     LocalStore::create_root(&settings.path).map_err(InitError::Folder)?;
     let repository = Repository::open(settings)?;
-    let root = RepositoryDocument { repository_id: host::random_id(), created_at: Timestamp::now() };
+    let root = RepositoryDocument {
+        repository_id: host::random_id(),
+        created_at: Timestamp::now(),
+    };
     match repository.put_document(ROOT_KEY, &root).await {
         Ok(()) => Ok((repository, root, true)),
         Err(e) if e.is_already_exists() => {
@@ -190,11 +205,18 @@ impl Facts {
             Err(source) => Err(InitError::Read { path, source }),
         };
         let (control_path, bytes) = read(pgdata.join(host::CONTROL))?;
-        let control =
-            ControlFile::parse(&bytes).map_err(|source| InitError::Control { path: control_path.clone(), source })?;
-        let segment_size = WalSegmentSize::new(u64::from(control.wal_segment_size)).map_err(|e| {
-            InitError::Nonsense { path: control_path, value: e.0.to_string(), what: "size of a WAL segment" }
+        let control = ControlFile::parse(&bytes).map_err(|source| InitError::Control {
+            path: control_path.clone(),
+            source,
         })?;
+        let segment_size =
+            WalSegmentSize::new(u64::from(control.wal_segment_size)).map_err(|e| {
+                InitError::Nonsense {
+                    path: control_path,
+                    value: e.0.to_string(),
+                    what: "size of a WAL segment",
+                }
+            })?;
         let (version_path, bytes) = read(pgdata.join("PG_VERSION"))?;
         let text = String::from_utf8_lossy(&bytes);
         let major = text.trim().parse().map_err(|_| InitError::Nonsense {
@@ -202,6 +224,10 @@ impl Facts {
             value: text.trim().to_owned(),
             what: "version of PostgreSQL that Walden knows",
         })?;
-        Ok(Facts { system: control.system_identifier, segment_size, major })
+        Ok(Facts {
+            system: control.system_identifier,
+            segment_size,
+            major,
+        })
     }
 }

@@ -1,8 +1,8 @@
 //! Walden's verbs. Each takes a request, a value, and gives a report or an error; none touches stdout, arguments or the
 //! environment. See docs/ARCHITECTURE.md.
 
-pub mod catalog;
 pub mod backup;
+pub mod catalog;
 pub mod codec;
 pub mod fetch;
 pub mod host;
