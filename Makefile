@@ -2,13 +2,14 @@
 # They bring what they need: on Debian, with Rust, nothing else has to be there beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo postgres lint fuzz
+.PHONY: help test demo postgres lint fuzz bench
 
 help:
 	@echo 'make demo   archive, back up, lose a table and get it back, on a throwaway PostgreSQL'
 	@echo 'make test   everything that guards the project: format, lints, fuzzing, unit and integration tests'
 	@echo
 	@echo 'make lint   cargo fmt --check, clippy and rustdoc, warnings being errors'
+	@echo 'make bench  Walden beside pgBackRest and cp, the tables of docs/performance.md (SCALE=, SEGMENTS=, ROUNDS=)'
 	@echo 'make fuzz   every parser, some seconds each, from its fixed corpus'
 	@echo
 	@echo 'WALDEN_TEST_PG=17 make test   runs the tests on PostgreSQL 17 alone (14,17: on these two)'
@@ -36,3 +37,6 @@ lint:
 
 fuzz:
 	fuzz/run.sh 5
+
+bench:
+	integration/bench/run
