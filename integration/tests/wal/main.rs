@@ -9,6 +9,7 @@ mod bad_input;
 mod bench;
 mod configuration;
 mod durability;
+mod failing_calls;
 mod fetch;
 mod init;
 mod kills;
