@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use walden_engine::push::{PushOutcome, PushReport, PushRequest, push};
+use walden_engine::push::{Ahead, PushOutcome, PushReport, PushRequest, push};
 
 use crate::command::{Place, print_clap, run};
 use crate::config::Span;
@@ -76,6 +76,11 @@ fn archive(arguments: PushArguments, variable: Option<OsString>) -> Result<(), P
         pgdata: arguments.pgdata,
         level: settings.compression_level,
         quarantine: arguments.quarantine,
+        ahead: Ahead {
+            files: settings.push_ahead,
+            backlog_level: settings.push_backlog_level,
+            time: settings.push_deadline / 5,
+        },
     };
     let (path, limit) = (request.path.clone(), settings.push_deadline);
     let begun = Instant::now();
@@ -102,6 +107,7 @@ fn log(report: &PushReport, took: Duration) {
     let what = match report.outcome {
         PushOutcome::Stored => "archived",
         PushOutcome::AlreadyThere => "archived already, with the same bytes",
+        PushOutcome::TakenAlong => "archived already, by an earlier call",
         PushOutcome::SetAside => "set aside already: another file of this name is archived",
     };
     tracing::info!(
@@ -111,6 +117,9 @@ fn log(report: &PushReport, took: Duration) {
         render::size(report.stored),
         took.as_millis()
     );
+    if report.taken_along > 0 {
+        tracing::info!("{} more files archived with it", report.taken_along);
+    }
     if let Some(warning) = &report.warning {
         tracing::warn!("{}: {warning}", report.file);
     }

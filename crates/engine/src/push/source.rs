@@ -1,7 +1,7 @@
 //! The file that PostgreSQL hands over: opened once, checked, read from one descriptor.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -28,6 +28,54 @@ impl From<std::io::Error> for SourceError {
     }
 }
 
+/// What tells a file from every other, and from itself before or after a change: writing to a file, renaming and linking it all move its
+/// change time (inode(7)), which no program can set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+
+    /// Whether any later change gets another change time: file systems take the time from a clock that stands still for some
+    /// milliseconds at a time.
+    pub fn is_settled(&self, now: std::time::SystemTime) -> bool {
+        const SETTLED: i128 = 100_000_000;
+        let now = now
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos().cast_signed());
+        let changed = i128::from(self.changed.0) * 1_000_000_000 + i128::from(self.changed.1);
+        now - changed >= SETTLED
+    }
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Stamp {
+            device,
+            inode,
+            size,
+            changed: (seconds, nanoseconds),
+        } = self;
+        write!(
+            f,
+            "device {device} inode {inode} size {size} changed {seconds}.{nanoseconds:09}"
+        )
+    }
+}
+
 /// An open WAL file that is what its name says.
 #[derive(Debug)]
 pub(super) struct WalSource {
@@ -35,6 +83,8 @@ pub(super) struct WalSource {
     pub size: u64,
     /// Of a segment or a part of one.
     pub facts: Option<SegmentFacts>,
+    /// Taken before the first byte was read.
+    pub stamp: Stamp,
     handle: File,
 }
 
@@ -46,7 +96,8 @@ impl WalSource {
             .unwrap_or_default();
         let file: WalFileName = name.parse().map_err(SourceError::Name)?;
         let handle = File::open(path)?;
-        let size = handle.metadata()?.len();
+        let stamp = Stamp::of(&handle)?;
+        let size = stamp.size;
         let facts = match file {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
                 let mut first = [0; LongPageHeader::LENGTH];
@@ -66,8 +117,14 @@ impl WalSource {
             file,
             size,
             facts,
+            stamp,
             handle,
         })
+    }
+
+    /// Whether the file is now as it was before the first byte was read.
+    pub fn is_unchanged(&self) -> bool {
+        Stamp::of(&self.handle).is_ok_and(|now| now == self.stamp)
     }
 
     /// Reads all of it in portions of at most `portion` bytes and gives the digest of what was read.

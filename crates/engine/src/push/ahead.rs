@@ -1,0 +1,175 @@
+//! The file that PostgreSQL asks to archive, and the next ones that it has ready.
+
+use std::future::{Future, ready};
+use std::pin::pin;
+use std::time::{Instant, SystemTime};
+
+use futures::future::{Either, select};
+use futures::{StreamExt, stream};
+use tokio::sync::watch;
+use walden_pg::WalFileName;
+
+use super::job::{Job, Way};
+use super::mark::Marks;
+use super::{PushError, PushOutcome, PushReport, PushRequest};
+use crate::host;
+use crate::repository::Repository;
+
+/// Most compressors for the file that was asked for, and most files beside it: what bounds the memory on machines of many cores.
+const MOST: usize = 8;
+
+pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, PushError> {
+    let request = job.request;
+    let file = job.source.file;
+    let repository = Repository::open(&request.repository).map_err(|e| job.failed(e))?;
+    let mut way = Way {
+        level: request.level,
+        workers: host::cores().min(MOST),
+    };
+    let marks = match Marks::beside(&request.path, file) {
+        Some(marks) if request.ahead.files > 0 && !request.quarantine => marks,
+        _ => return job.run(&repository, way, ready(())).await,
+    };
+    if let Some(mark) = marks.read(file) {
+        let now = job.statement(&repository).await;
+        // Gone before PostgreSQL knows: should it not hear of it, it asks again, and the file is compared with its object.
+        marks.remove(file);
+        match now {
+            Some((key, statement)) if statement.as_bytes() == mark => {
+                return Ok(job.report(key, PushOutcome::TakenAlong));
+            }
+            _ => tracing::debug!("{file} has a mark that does not hold"),
+        }
+    }
+    let next = next_files(&marks, file);
+    if let Some(level) = request.ahead.backlog_level
+        && next.len() > request.ahead.files
+    {
+        way.level = level;
+    }
+    let batch = Batch {
+        request,
+        repository: &repository,
+        marks: &marks,
+        way,
+        placed: watch::Sender::new(0),
+    };
+
+    let mut taken_along = 0;
+    let first = pin!(async {
+        let report = job.run(&repository, way, ready(())).await?;
+        batch.placed.send_replace(1);
+        Ok::<_, PushError>(report)
+    });
+    let mut report = {
+        let others = pin!(async {
+            let mut taken = pin!(
+                stream::iter(next.into_iter().take(request.ahead.files).zip(1..))
+                    .take_while(|_| ready(begun.elapsed() < request.ahead.time))
+                    .map(|(file, place)| batch.take_along(file, place))
+                    .buffered(way.workers)
+            );
+            // One that could not be taken along ends the batch: those behind it would leave a gap in the archive.
+            while let Some(true) = taken.next().await {
+                taken_along += 1;
+            }
+        });
+        match select(first, others).await {
+            Either::Left((report, others)) => {
+                let report = report?;
+                let left = (request.ahead.time * 2).saturating_sub(begun.elapsed());
+                let _ = tokio::time::timeout(left, others).await;
+                report
+            }
+            Either::Right((_, first)) => first.await?,
+        }
+    };
+    report.taken_along = taken_along;
+    Ok(report)
+}
+
+/// What PostgreSQL has ready beside the file that it asks for. Empty where marks cannot be kept.
+fn next_files(marks: &Marks, asked_for: WalFileName) -> Vec<WalFileName> {
+    let ready = marks.ready().and_then(|ready| {
+        marks.prepare(&ready)?;
+        Ok(ready)
+    });
+    match ready {
+        Ok(mut files) => {
+            files.retain(|file| *file != asked_for);
+            files
+        }
+        Err(error) => {
+            tracing::warn!(%error, "nothing but {asked_for} is archived by this call: its pg_wal cannot be looked through for more");
+            Vec::new()
+        }
+    }
+}
+
+struct Batch<'a> {
+    request: &'a PushRequest,
+    repository: &'a Repository,
+    marks: &'a Marks,
+    way: Way,
+    /// How many files stand in the archive, the one that was asked for first. Objects get their names in this order alone: whoever
+    /// fetches from the archive meanwhile would take a later segment without the one before it for a hole.
+    placed: watch::Sender<usize>,
+}
+
+impl Batch<'_> {
+    /// Stores and marks a file. False where it did not, for whatever reason: the file's own call will say.
+    async fn take_along(&self, file: WalFileName, place: usize) -> bool {
+        match self.try_take_along(file, place).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "{file} was not taken along"
+                );
+                false
+            }
+        }
+    }
+
+    async fn try_take_along(&self, file: WalFileName, place: usize) -> Result<bool, PushError> {
+        let job = Job::open(self.request, self.marks.path_of(file)).await?;
+        if !job.source.stamp.is_settled(SystemTime::now()) {
+            return Ok(false);
+        }
+        if let Some(mark) = self.marks.read(file)
+            && let Some((_, statement)) = job.statement(self.repository).await
+            && statement.as_bytes() == mark
+        {
+            self.turn(place).await;
+            self.placed.send_replace(place + 1);
+            return Ok(true);
+        }
+        let way = Way {
+            workers: 1,
+            ..self.way
+        };
+        let report = job.run(self.repository, way, self.turn(place)).await?;
+        if report.outcome == PushOutcome::SetAside {
+            return Ok(false);
+        }
+        self.placed.send_replace(place + 1);
+        let statement = job.statement(self.repository).await;
+        let Some((_, statement)) = statement.filter(|_| job.source.is_unchanged()) else {
+            return Ok(false);
+        };
+        let written = self.marks.write(file, &statement);
+        if let Err(error) = &written {
+            tracing::warn!(%error, "{file} is archived, and cannot be marked so");
+        }
+        Ok(written.is_ok())
+    }
+
+    /// Comes when all before this place stand.
+    fn turn(&self, place: usize) -> impl Future<Output = ()> {
+        let mut placed = self.placed.subscribe();
+        async move {
+            // The sender lives as long as the batch.
+            let _ = placed.wait_for(|placed| *placed >= place).await;
+        }
+    }
+}

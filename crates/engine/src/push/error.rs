@@ -1,0 +1,155 @@
+//! How a push fails.
+
+use std::path::PathBuf;
+
+use walden_model::Writer;
+use walden_pg::{Lsn, SegmentMismatch, WalFileName};
+
+use super::source::SourceError;
+use crate::codec::CodecError;
+use crate::host;
+use crate::repository::RepositoryError;
+
+/// Why a push failed. The file stays with PostgreSQL, which will try again.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// The name is not one of a WAL file.
+    #[error("{} does not name a WAL file; walden-wal-push takes what PostgreSQL gives for %p", path.display())]
+    Name {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: walden_pg::wal_name::ParseWalNameError,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file changed between its beginning and its end.
+    #[error("{} changed while it was read; it was not archived", path.display())]
+    Changed {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The content does not fit the name.
+    #[error("{} is not what its name says; it was not archived", path.display())]
+    Mismatch {
+        /// The path.
+        path: PathBuf,
+        /// Which statement of the header contradicts.
+        #[source]
+        source: SegmentMismatch,
+    },
+    /// No control file to take the system identifier from.
+    #[error(
+        "cannot tell which cluster {file} belongs to: there is no global/pg_control in the working directory or above the file; \
+         name the data directory with --pgdata"
+    )]
+    NoPgdata {
+        /// The file.
+        file: WalFileName,
+    },
+    /// The control file cannot be read.
+    #[error("cannot tell which cluster {file} belongs to")]
+    Control {
+        /// The file.
+        file: WalFileName,
+        /// Why.
+        #[source]
+        source: host::ControlError,
+    },
+    /// The repository's own error.
+    #[error("{file} was not archived")]
+    Repository {
+        /// The file.
+        file: String,
+        /// Why.
+        #[source]
+        source: RepositoryError,
+    },
+    /// Compression or encoding failed.
+    #[error("{file} cannot be encoded")]
+    Encode {
+        /// The file.
+        file: WalFileName,
+        /// Why.
+        #[source]
+        source: CodecError,
+    },
+    /// Other bytes stand under the same name.
+    #[error(
+        "{file} is archived already with other bytes: they differ first at {difference}. \
+         Archived by {theirs}; now offered by {ours}. Two servers write into one archive (a clone, or a split brain): stop one of them, or give it a \
+         cluster name of its own. What is archived stays. To set this file aside under quarantine/ and let archiving go on: \
+         walden-wal-push --quarantine {}", path.display()
+    )]
+    Conflict {
+        /// The file.
+        file: WalFileName,
+        /// Its path.
+        path: PathBuf,
+        /// Where the bytes differ first.
+        difference: Difference,
+        /// Who wrote what is archived.
+        theirs: Box<Writer>,
+        /// Who offers the newcomer: this process.
+        ours: Box<Writer>,
+    },
+    /// What is archived under this name is damaged.
+    #[error(
+        "{file} is archived already, but what is archived is damaged. Nothing was overwritten and the good file is still with PostgreSQL: \
+         move the damaged object {key} out of the repository, and the next try archives the good one"
+    )]
+    DamagedObject {
+        /// The file.
+        file: WalFileName,
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: RepositoryError,
+    },
+    /// A thread of ours broke off.
+    #[error("reading {} broke off inside Walden; please report this", path.display())]
+    Internal {
+        /// The path.
+        path: PathBuf,
+        /// The panic.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+/// Where two files of one name differ first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// In WAL.
+    Lsn(Lsn),
+    /// In a history file.
+    Byte(u64),
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Difference::Lsn(lsn) => write!(f, "LSN {lsn}"),
+            Difference::Byte(offset) => write!(f, "byte {offset}"),
+        }
+    }
+}
+
+pub(super) fn source_error(path: &std::path::Path, error: SourceError) -> PushError {
+    let path = path.to_path_buf();
+    match error {
+        SourceError::Name(source) => PushError::Name { path, source },
+        SourceError::Read(source) => PushError::Read { path, source },
+        SourceError::Changed => PushError::Changed { path },
+        SourceError::Mismatch(source) => PushError::Mismatch { path, source },
+    }
+}
