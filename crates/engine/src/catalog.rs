@@ -10,7 +10,7 @@ use walden_model::{
     IdentityDocument, StartedDocument, SystemKeys, WalName, keys,
 };
 use walden_pg::history::TimelineHistory;
-use walden_pg::{SegmentName, SystemIdentifier, TimelineId};
+use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalFileName};
 
 use crate::codec::{CodecError, Expected, ObjectDecoder};
 use crate::repository::{Repository, RepositoryError, Trouble};
@@ -91,6 +91,41 @@ pub async fn load(
         systems.push(SystemCatalog { identity, catalog });
     }
     Ok(systems)
+}
+
+/// The segments that are in conflict: another server's file of the same name was refused and set aside by a person
+/// (`walden-wal-push --quarantine`), so nobody can tell whether what is archived under the name is this cluster's. A file that was set
+/// aside and has the archived bytes after all is none.
+///
+/// # Errors
+/// The repository cannot be asked.
+pub async fn quarantined(
+    repository: &Repository,
+    keys: &SystemKeys,
+) -> Result<BTreeSet<SegmentName>, RepositoryError> {
+    let objects = repository.list(&keys.quarantine_prefix()).await?;
+    let mut conflicts = BTreeSet::new();
+    for object in objects {
+        let Some((WalFileName::Segment(segment), aside)) =
+            keys.parse_quarantine(object.key.as_str())
+        else {
+            continue;
+        };
+        let key = keys.wal(&WalName::Segment(segment));
+        let archived = match repository.read_tail(&key).await {
+            Ok((_, read)) => read.tail.sha256.map(|digest| digest.short()),
+            Err(e) => match e.trouble() {
+                // Not archived at all: missing, like any other.
+                Trouble::Absent => continue,
+                Trouble::Damage | Trouble::Configuration => None,
+                Trouble::Outage | Trouble::Local => return Err(e),
+            },
+        };
+        if archived != Some(aside) {
+            conflicts.insert(segment);
+        }
+    }
+    Ok(conflicts)
 }
 
 async fn load_one(

@@ -328,6 +328,22 @@ impl SystemKeys {
     pub fn quarantine(&self, file: &WalFileName, content: &Sha256Digest) -> String {
         self.under(format_args!("quarantine/{file}.{}.zst", content.short()))
     }
+
+    /// Every WAL file that a person set aside.
+    #[must_use]
+    pub fn quarantine_prefix(&self) -> String {
+        self.under(format_args!("quarantine/"))
+    }
+
+    /// The file and the digest of its content that this key, from the repository's root, names; `None` where the key is not one.
+    #[must_use]
+    pub fn parse_quarantine(&self, key: &str) -> Option<(WalFileName, ShortDigest)> {
+        let (file, digest) = key
+            .strip_prefix(&self.quarantine_prefix())?
+            .strip_suffix(".zst")?
+            .rsplit_once('.')?;
+        Some((file.parse().ok()?, ShortDigest::from_hex(digest)?))
+    }
 }
 
 /// The registration of a system identifier.
@@ -438,6 +454,10 @@ mod tests {
         assert_eq!(below_cluster(&keys().wal_prefix()), "7302911/wal/");
         assert_eq!(keys().parse_commit(&keys().commit(&id)), Some(id.clone()));
         assert_eq!(keys().parse_backup(&keys().pack(&id, 3)), Some(id));
+        assert_eq!(
+            keys().parse_quarantine(&keys().quarantine(&file, &Sha256Digest::of(b"abc"))),
+            Some((file, Sha256Digest::of(b"abc").short()))
+        );
         assert_eq!(
             parse_identity(&keys().cluster, "main/identity/7302911.json"),
             Some(keys().system)
