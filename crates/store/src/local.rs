@@ -52,15 +52,6 @@ impl LocalStore {
         Self::open(root)
     }
 
-    /// Removes what writers that were cut off left in `.tmp`, if it was last written before `older_than`, and says how
-    /// many files. A writer may still be at work on a younger one.
-    pub async fn sweep_temporaries(&self, older_than: jiff::Timestamp) -> Result<u64, StoreError> {
-        self.blocking("sweep temporary files of", "objects", move |root| {
-            place::sweep(root, older_than)
-        })
-        .await
-    }
-
     /// Runs what blocks beside the runtime.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -227,6 +218,13 @@ impl ObjectStore for LocalStore {
         let name = key.clone();
         self.blocking("make durable", key.as_str(), move |root| {
             place::confirm_durable(root, &name)
+        })
+        .await
+    }
+
+    async fn sweep_unfinished(&self, older_than: jiff::Timestamp) -> Result<u64, StoreError> {
+        self.blocking("sweep temporary files of", "objects", move |root| {
+            place::sweep(root, older_than)
         })
         .await
     }

@@ -94,6 +94,10 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// Makes durable an object that somebody else wrote, who may have been cut off before it was.
     async fn confirm_durable(&self, key: &Key) -> Result<(), StoreError>;
 
+    /// Removes what writers that were cut off left behind, if it was last written before `older_than`, and says how many. It is never
+    /// under a key, and only takes room; a writer may still be at work on something younger.
+    async fn sweep_unfinished(&self, older_than: jiff::Timestamp) -> Result<u64, StoreError>;
+
     /// Where the store is, for people.
     fn location(&self) -> String;
 }

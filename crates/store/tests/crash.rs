@@ -84,12 +84,12 @@ async fn an_upload_whose_process_died_leaves_a_temporary_for_the_sweep() {
     let hour = jiff::SignedDuration::from_hours(1);
     let now = jiff::Timestamp::now();
     assert_eq!(
-        store.sweep_temporaries(now - hour).await.unwrap(),
+        store.sweep_unfinished(now - hour).await.unwrap(),
         0,
         "a young temporary is not swept"
     );
     assert_eq!(
-        store.sweep_temporaries(now + hour).await.unwrap(),
+        store.sweep_unfinished(now + hour).await.unwrap(),
         1,
         "an old one is"
     );
@@ -186,7 +186,7 @@ async fn sweeping_a_second_name_of_an_object_keeps_the_object() {
     std::fs::hard_link(root.path().join("a/object"), root.path().join(".tmp/left")).unwrap();
     let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     assert_eq!(
-        store.sweep_temporaries(later).await.unwrap(),
+        store.sweep_unfinished(later).await.unwrap(),
         1,
         "the second name is swept"
     );

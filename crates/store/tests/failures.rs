@@ -87,10 +87,10 @@ async fn kinds_of_every_operation(
             kind(store.delete(&key("absent")).await),
         ),
         (
-            "sweep_temporaries",
+            "sweep_unfinished",
             kind(
                 store
-                    .sweep_temporaries(jiff::Timestamp::MIN)
+                    .sweep_unfinished(jiff::Timestamp::MIN)
                     .await
                     .map(drop),
             ),
@@ -339,7 +339,7 @@ fn a_folder_without_permission_is_neither_absent_nor_away() {
     }));
     for (operation, kind) in kinds.unwrap() {
         let expected = match operation {
-            "delete of an absent object" | "sweep_temporaries" => None,
+            "delete of an absent object" | "sweep_unfinished" => None,
             _ => Some(PermissionDenied),
         };
         assert_eq!(kind, expected, "{operation} without permission");

@@ -21,6 +21,9 @@ pub(super) const FRAME: u64 = 1 << 20;
 /// Stored bytes at which a pack is closed. Half of what the format allows: three packs are in memory at once.
 const PACK: usize = 32 << 20;
 
+/// Frames at which a pack is closed, too: frames of zeroes are small, and the frame table has its bound as well.
+const PACK_FRAMES: usize = 1 << 14;
+
 /// Packs that are being stored while the next one fills.
 const PUTS: usize = 2;
 
@@ -172,12 +175,14 @@ pub(super) async fn store_packs(
             .await
             .transpose()
             .map_err(BackupError::Encode)?;
-        let full = |object: &[u8]| {
-            frame
-                .as_ref()
-                .is_none_or(|frame| object.len() + frame.stored.len() > PACK)
+        let full = |object: &[u8], frames: usize| {
+            frame.as_ref().is_none_or(|frame| {
+                object.len() + frame.stored.len() > PACK || frames >= PACK_FRAMES
+            })
         };
-        if let Some((key, object, tail)) = open.take_if(|(_, object, _)| full(object)) {
+        if let Some((key, object, tail)) =
+            open.take_if(|(_, object, tail)| full(object, tail.frames.len()))
+        {
             while puts.len() >= PUTS {
                 collect(&mut puts, &mut packs).await?;
             }

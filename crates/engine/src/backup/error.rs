@@ -30,6 +30,17 @@ pub enum BackupError {
         /// The server's setting.
         archive_command: String,
     },
+    /// The timeline's history is not archived.
+    #[error(
+        "{file}, without which a backup on this timeline cannot be restored, is not in the repository. If the server was promoted before it archived here, \
+         it will not archive that file by itself; as PostgreSQL's user, run: walden-wal-push {data_directory}/pg_wal/{file}"
+    )]
+    HistoryMissing {
+        /// The file.
+        file: WalFileName,
+        /// Where it is on the server.
+        data_directory: String,
+    },
     /// The registration says otherwise.
     #[error(
         "cluster \"{cluster}\" is registered with WAL segments of {registered}, and the server has {found} bytes; was it another pg_resetwal or initdb?"

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use walden_model::{
     BackupId, BackupKind, BackupRecord, ClusterName, ControlSettings, DamagedBlock,
     IdentityDocument, RandomId, StartedDocument, SystemKeys, Tablespace, WalRange,
@@ -112,6 +112,8 @@ pub async fn backup(
     };
     check_segment_size(request, &identity, &facts)?;
     check_archive(&repository, &keys, request, &facts).await?;
+    wal::check_history(&repository, &keys, &facts).await?;
+    sweep(&repository).await;
 
     let started_at = server.clock().await?;
     let backup = BackupId::new(started_at, rand::random());
@@ -220,6 +222,24 @@ async fn check_archive(
         });
     }
     Ok(())
+}
+
+/// Killed writers leave temporaries, and nobody else comes by as regularly. No write takes an hour; what cannot be removed only takes room.
+async fn sweep(repository: &Repository) {
+    let hour_ago = Timestamp::now() - SignedDuration::from_hours(1);
+    match repository.store().sweep_unfinished(hour_ago).await {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(
+            count,
+            "removed what killed writers had left in the repository"
+        ),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot remove what killed writers left"
+            );
+        }
+    }
 }
 
 fn make_spool(
@@ -333,7 +353,9 @@ impl Run<'_> {
                 continue;
             }
             told = Instant::now();
-            let archiver = self.server.archiver().await.ok();
+            // A server that does not answer must not put off the end of our patience.
+            let asked = tokio::time::timeout(TELL, self.server.archiver()).await;
+            let archiver = asked.ok().and_then(Result::ok);
             let failing = archiver
                 .as_ref()
                 .and_then(|archiver| archiver.failing.clone());

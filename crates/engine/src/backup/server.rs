@@ -1,11 +1,16 @@
 //! What Walden asks the server over SQL: whether it archives, what it is, its configuration files, blocks to look at again.
 
-use tokio_postgres::config::{Host, SslMode};
+use std::time::Duration;
+
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config, NoTls, Row};
 use walden_model::Snapshot;
-use walden_pg::SystemIdentifier;
+use walden_pg::{SystemIdentifier, TimelineId};
 
 use super::stream::Extra;
+
+/// How long a server may be silent on the network.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Longest configuration file that is kept.
 const MAX_EXTRA: i64 = 4 << 20;
@@ -71,6 +76,10 @@ pub struct ServerFacts {
     pub data_checksums: bool,
     /// Whether it is a standby.
     pub in_recovery: bool,
+    /// The timeline that it writes, or replays.
+    pub timeline: TimelineId,
+    /// The data directory, on the server.
+    pub data_directory: String,
     /// `wal_level`.
     pub wal_level: String,
     /// `archive_mode`.
@@ -132,6 +141,13 @@ impl Server {
     pub async fn connect(connection: &str) -> Result<Self, ServerError> {
         let mut config: Config = connection.parse().map_err(ServerError::ConnectionString)?;
         config.application_name("walden");
+        // A peer that is gone must not be waited for without bound.
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(PATIENCE);
+        }
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(PATIENCE).keepalives_idle(PATIENCE);
+        }
         let (client, driver) = config
             .connect(NoTls)
             .await
@@ -193,7 +209,10 @@ impl Server {
                  current_setting('data_checksums') = 'on', pg_is_in_recovery(), current_setting('wal_level'), \
                  current_setting('archive_mode'), current_setting('archive_command'), \
                  current_setting('archive_library', true), \
-                 (SELECT sum(pg_tablespace_size(oid))::int8 FROM pg_tablespace)",
+                 (SELECT sum(pg_tablespace_size(oid))::int8 FROM pg_tablespace), \
+                 CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::int8 FROM pg_control_checkpoint()) \
+                 ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 END, \
+                 coalesce((SELECT setting FROM pg_settings WHERE name = 'data_directory'), 'PGDATA')",
             )
             .await?;
         let number = |column: usize| -> Result<i64, ServerError> { get(&row, column, WHAT) };
@@ -224,6 +243,8 @@ impl Server {
             archive_command: get(&row, 9, WHAT)?,
             archive_library: get(&row, 10, WHAT)?,
             size: number(11)? as u64,
+            timeline: TimelineId(narrow(12)?),
+            data_directory: get(&row, 13, WHAT)?,
             tablespaces: tablespaces
                 .iter()
                 .map(|row| {
@@ -236,13 +257,15 @@ impl Server {
         })
     }
 
-    /// The server's clock, in microseconds since 1970.
+    /// The server's clock, or the last commit's that it replayed if that is later.
     pub async fn clock(&self) -> Result<jiff::Timestamp, ServerError> {
         const WHAT: &str = "its clock";
         let row = self
             .row(
                 WHAT,
-                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8",
+                // Commits carry the primary's clock, which may be ahead of a standby's.
+                "SELECT (extract(epoch FROM greatest(clock_timestamp(), \
+                 CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END)) * 1000000)::int8",
             )
             .await?;
         let micros: i64 = get(&row, 0, WHAT)?;
@@ -415,7 +438,16 @@ fn conninfo(config: &Config) -> String {
         SslMode::Require => "require",
         _ => "prefer",
     };
+    let addresses = config.get_hostaddrs().iter().map(ToString::to_string);
+    // libpq must end up at the server that was asked what it is.
+    let session = match config.get_target_session_attrs() {
+        TargetSessionAttrs::ReadWrite => "read-write",
+        TargetSessionAttrs::ReadOnly => "read-only",
+        _ => "",
+    };
     let parts = [
+        ("hostaddr", addresses.collect::<Vec<_>>().join(",")),
+        ("target_session_attrs", session.to_owned()),
         ("host", hosts.collect::<Vec<_>>().join(",")),
         ("port", ports.collect::<Vec<_>>().join(",")),
         ("user", config.get_user().unwrap_or_default().to_owned()),

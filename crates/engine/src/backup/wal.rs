@@ -7,7 +7,7 @@ use walden_model::{BackupRecord, SystemKeys, WalName};
 use walden_pg::{TimelineId, WalFileName};
 use walden_store::StoreErrorKind;
 
-use super::server::Server;
+use super::server::{Server, ServerFacts};
 use super::{BackupError, BackupRequest};
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -16,6 +16,35 @@ use crate::repository::Repository;
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a person is told what is waited for.
 const TELL: Duration = Duration::from_secs(10);
+
+/// Without its timeline's history a backup cannot be restored, and a cluster that was promoted before it began to archive
+/// never hands that over by itself: so it is asked for before hours are spent. One that was promoted just now is given a moment.
+pub(super) async fn check_history(
+    repository: &Repository,
+    keys: &SystemKeys,
+    facts: &ServerFacts,
+) -> Result<(), BackupError> {
+    if facts.timeline <= TimelineId(1) {
+        return Ok(());
+    }
+    let name = WalName::History(facts.timeline);
+    let key = repository.key(&keys.wal(&name))?;
+    let begun = Instant::now();
+    loop {
+        match repository.store().head(&key).await {
+            Err(e) if e.kind() == StoreErrorKind::NotFound && begun.elapsed() < TELL => {
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(e) if e.kind() == StoreErrorKind::NotFound => {
+                return Err(BackupError::HistoryMissing {
+                    file: name.file(),
+                    data_directory: facts.data_directory.clone(),
+                });
+            }
+            other => return Ok(other.map(|_| ()).map_err(|e| repository.failed(e))?),
+        }
+    }
+}
 
 /// Waits until every segment from the backup's start to its end is in the repository, and the history of its timeline; gives
 /// up after the request's `wal_timeout`.
