@@ -141,7 +141,9 @@ fn each_target(install: &PgInstall, dir: &TestDir, seed: u64) -> Result<()> {
         let lsn = any()?.start;
         scene.check_paused("a commit's LSN", &Target::Lsn { lsn, inclusive })?;
     }
-    let xid = any()?.xid;
+    // In the second half: whether a transaction had ended before the backup is asked a little after the backup's end.
+    let at = random.random_range(commits.len() / 2..commits.len() - 1);
+    let xid = commits.get(at).context("random")?.xid;
     scene.check_paused(
         "with a transaction",
         &Target::Xid {
