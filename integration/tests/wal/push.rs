@@ -17,6 +17,8 @@ super::on_17!(
     the_same_file_again_is_a_success_and_changes_nothing,
     two_partial_files_of_one_name_are_both_kept,
     other_bytes_under_one_name_are_refused_until_they_are_set_aside,
+    only_what_is_in_conflict_can_be_set_aside,
+    segments_of_another_size_than_the_registered_are_refused,
     a_history_file_with_other_bytes_is_refused,
     the_data_directory_is_found,
     a_clusters_files_are_archived_only_where_it_is_registered,
@@ -197,6 +199,52 @@ fn two_partial_files_of_one_name_are_both_kept(install: &PgInstall, dir: &TestDi
         stored.len()
     );
     bench.fetch(&name, "pg_wal/RECOVERYXLOG")?.exits(1)?;
+    Ok(())
+}
+
+fn only_what_is_in_conflict_can_be_set_aside(install: &PgInstall, dir: &TestDir) -> Result<()> {
+    let bench = Bench::new(install, dir)?;
+    let (name, content) = bench.segment(0)?;
+    let file = bench.pg_wal(&name);
+    let before = bench.objects()?;
+    bench
+        .push_with(&["--quarantine"], &file)?
+        .fails_as_archive_command()?
+        .says(&[&name, "in conflict with nothing", "without --quarantine"])?;
+    ensure!(
+        bench.objects()? == before,
+        "a segment that is archived nowhere must stay with PostgreSQL"
+    );
+    bench.push(&file)?.exits(0)?;
+    let archived = bench.objects()?;
+    bench.push_with(&["--quarantine"], &file)?.exits(0)?;
+    ensure!(
+        bench.objects()? == archived,
+        "what is archived with the same bytes needs no setting aside"
+    );
+    bench.gives(&name, &content)
+}
+
+fn segments_of_another_size_than_the_registered_are_refused(
+    install: &PgInstall,
+    dir: &TestDir,
+) -> Result<()> {
+    let cluster = Cluster::builder(install, dir, "cluster").build()?;
+    let bench = Bench::unregistered(install, dir)?;
+    bench.configure_as(&format!(
+        "clusters: {{ main: {{ pgdata: {} }} }}\nrepositories: [{{ name: here, path: {} }}]",
+        cluster.pgdata().display(),
+        bench.mount.display()
+    ))?;
+    bench.walden(&["init"])?.exits(0)?;
+    let mut reset = install.server_command("pg_resetwal")?;
+    reset.args(["--wal-segsize=1", "-D"]).arg(cluster.pgdata());
+    walden_testkit::run(&mut reset)?;
+    let pg_wal = cluster.pgdata().join("pg_wal");
+    bench
+        .push(pg_wal.join(oldest(&pg_wal)?))?
+        .fails_as_archive_command()?
+        .says(&["1MB", "16MB", "pg_resetwal", "another name"])?;
     Ok(())
 }
 

@@ -77,7 +77,7 @@ pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, Pus
         match select(first, others).await {
             Either::Left((report, others)) => {
                 let report = report?;
-                let left = (request.ahead.time * 2).saturating_sub(begun.elapsed());
+                let left = (request.ahead.time * 4).saturating_sub(begun.elapsed());
                 let _ = tokio::time::timeout(left, others).await;
                 report
             }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use walden_model::Writer;
-use walden_pg::{Lsn, SegmentMismatch, WalFileName};
+use walden_pg::{Lsn, SegmentMismatch, WalFileName, WalSegmentSize};
 
 use super::source::SourceError;
 use crate::codec::CodecError;
@@ -87,7 +87,7 @@ pub enum PushError {
         "{file} is archived already with other bytes: they differ first at {difference}. \
          Archived by {theirs}; now offered by {ours}. Two servers write into one archive (a clone, or a split brain): stop one of them, or give it a \
          cluster name of its own. What is archived stays. To set this file aside under quarantine/ and let archiving go on: \
-         walden-wal-push --quarantine {}", path.display()
+         walden-wal-push --quarantine {}; recovery cannot go past it then, so take a new backup at once", path.display()
     )]
     Conflict {
         /// The file.
@@ -100,6 +100,27 @@ pub enum PushError {
         theirs: Box<Writer>,
         /// Who offers the newcomer: this process.
         ours: Box<Writer>,
+    },
+    /// Nothing stands against the file.
+    #[error(
+        "{file} is in conflict with nothing that is archived, so it is not set aside: push it without --quarantine"
+    )]
+    NoConflict {
+        /// The file.
+        file: WalFileName,
+    },
+    /// Not the segment size that was registered.
+    #[error(
+        "{file} has {found}, and the cluster is registered with WAL segments of {registered}. After pg_resetwal --wal-segsize names \
+         mean other stretches of the log: register the cluster under another name in the configuration and take a new backup"
+    )]
+    SegmentSize {
+        /// The file.
+        file: WalFileName,
+        /// What `walden init` saw.
+        registered: WalSegmentSize,
+        /// What the segment's header says.
+        found: WalSegmentSize,
     },
     /// What is archived under this name is damaged.
     #[error(

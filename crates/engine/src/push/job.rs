@@ -14,7 +14,7 @@ use super::mark::Statement;
 use super::source::WalSource;
 use super::{PushError, PushOutcome, PushReport, PushRequest};
 use crate::codec::{CodecError, encode_head, encode_tail};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{Repository, RepositoryError, Trouble};
 use crate::{host, pipeline};
 
 /// Content of a frame. A segment gives enough of them for every core, and a compressor's memory at high levels grows with it.
@@ -181,6 +181,12 @@ impl<'a> Job<'a> {
             .await?;
         let system_keys = self.keys();
         let file = self.source.file;
+        self.check_size(&identity)?;
+        if request.quarantine
+            && let Some(archived) = self.not_in_conflict(repository, &identity).await?
+        {
+            return Ok(self.report(archived, PushOutcome::AlreadyThere));
+        }
         // The keys of partial files and of quarantine hold a piece of the digest, so those are read once more, before.
         let digest = match file {
             WalFileName::Partial(_) => Some(self.digest().await?),
@@ -302,20 +308,7 @@ impl<'a> Job<'a> {
         key: &str,
     ) -> Result<PushOutcome, JobError> {
         let file = self.source.file;
-        let damaged = |source| PushError::DamagedObject {
-            file,
-            key: key.to_owned(),
-            source,
-        };
-        let comparison = compare::compare(repository, identity, key, &self.source)
-            .await
-            .map_err(|e| {
-                if e.trouble() == crate::repository::Trouble::Damage {
-                    damaged(e).into()
-                } else {
-                    JobError::from(e)
-                }
-            })?;
+        let comparison = self.compare(repository, identity, key).await?;
         let (offset, theirs) = match comparison {
             Comparison::Same => {
                 self.confirm(repository, key).await?;
@@ -339,6 +332,61 @@ impl<'a> Job<'a> {
             }
             .into()),
         }
+    }
+
+    /// A segment of another size than the registered one would be read by its name as another stretch of the log.
+    fn check_size(&self, identity: &IdentityDocument) -> Result<(), PushError> {
+        let registered = identity.wal_segment_size;
+        match self.source.facts.as_ref().map(|facts| facts.size) {
+            Some(found) if found != registered => Err(PushError::SegmentSize {
+                file: self.source.file,
+                registered,
+                found,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Only what is in conflict may be set aside: everything else would be missing from the archive while PostgreSQL hears that it is safe.
+    /// Gives the key under which the same bytes are archived, if they are.
+    async fn not_in_conflict(
+        &self,
+        repository: &Repository,
+        identity: &IdentityDocument,
+    ) -> Result<Option<String>, JobError> {
+        let file = self.source.file;
+        let no_conflict = || PushError::NoConflict { file };
+        let name = WalName::of_file(file).ok_or_else(no_conflict)?;
+        let archived = self.keys().wal(&name);
+        match self.compare(repository, identity, &archived).await {
+            Ok(Comparison::Same) => {
+                self.confirm(repository, &archived).await?;
+                Ok(Some(archived))
+            }
+            Ok(Comparison::Different { .. }) => Ok(None),
+            Err(JobError::Repository(e)) if e.trouble() == Trouble::Absent => {
+                Err(no_conflict().into())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn compare(
+        &self,
+        repository: &Repository,
+        identity: &IdentityDocument,
+        key: &str,
+    ) -> Result<Comparison, JobError> {
+        let compared = compare::compare(repository, identity, key, &self.source).await;
+        compared.map_err(|source| match source.trouble() {
+            Trouble::Damage => PushError::DamagedObject {
+                file: self.source.file,
+                key: key.to_owned(),
+                source,
+            }
+            .into(),
+            _ => source.into(),
+        })
     }
 
     async fn confirm(&self, repository: &Repository, key: &str) -> Result<(), JobError> {

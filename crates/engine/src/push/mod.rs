@@ -48,7 +48,7 @@ pub struct Ahead {
     pub files: usize,
     /// zstd's level while more than that many files wait, where it is to be another one.
     pub backlog_level: Option<i32>,
-    /// After this time no further file is begun; after twice this time those that are begun are left as they are.
+    /// After this time no further file is begun; after four times this time those that are begun are given up.
     pub time: Duration,
 }
 
