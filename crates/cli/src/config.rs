@@ -49,6 +49,8 @@ pub struct Settings {
     pub push_backlog_level: Option<i32>,
     /// `fetch.retry_for`: how long one fetch tries again while a repository does not answer.
     pub fetch_retry_for: Duration,
+    /// `fetch.ahead`: how many segments lie ready before PostgreSQL asks for them; 0 for none.
+    pub fetch_ahead: usize,
     /// `fetch.standby_on_outage`.
     pub standby_on_outage: StandbyOnOutage,
     /// `backup.wal_timeout`: how long a backup waits for its WAL to be archived.
@@ -138,6 +140,7 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         push_ahead: raw.push.ahead.0.0,
         push_backlog_level: raw.push.backlog_level.0.0,
         fetch_retry_for: raw.fetch.retry_for.0.0,
+        fetch_ahead: raw.fetch.ahead.0.0,
         standby_on_outage: raw.fetch.standby_on_outage,
         backup_wal_timeout: raw.backup.wal_timeout.0.0,
         log_level: raw.log_level,

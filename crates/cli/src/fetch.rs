@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use walden_engine::fetch::{FetchRequest, Verdict, fetch};
+use walden_engine::fetch::{FetchRequest, Ready, Verdict, fetch};
 
 use crate::command::{Place, print_clap, run};
 use crate::config::StandbyOnOutage;
 use crate::exit::fetch as exit;
 use crate::problem::Problem;
-use crate::{logging, render};
+use crate::{logging, prefetch, render};
 
 /// Brings one WAL file back from the repository, for PostgreSQL's restore_command.
 #[derive(Debug, Parser)]
@@ -22,6 +22,9 @@ pub struct FetchArguments {
     /// The data directory, where it is neither the working directory nor above the destination
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
+    /// Fetch what comes after the file, whose segment size is given: what a fetch starts
+    #[arg(long, value_name = "BYTES", hide = true)]
+    prefetch: Option<u64>,
     /// The WAL file's name, as PostgreSQL gives it for %f
     name: String,
     /// Where to put it, as PostgreSQL gives it for %p
@@ -43,16 +46,15 @@ Exit codes:
 PostgreSQL ends recovery at 1, and stops at 200 and above.";
 
 /// The program; gives its exit code.
-pub fn program(arguments: impl IntoIterator<Item = OsString>, variable: Option<OsString>) -> u8 {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let alone = arguments.len() == 2;
-    let arguments = match FetchArguments::try_parse_from(arguments) {
+pub fn program(given: &[OsString], variable: Option<OsString>) -> u8 {
+    let alone = given.len() == 2;
+    let arguments = match FetchArguments::try_parse_from(given) {
         Ok(arguments) => arguments,
         // PostgreSQL passes a name and a destination, and would take 0 for "restored": --help between them is a slip.
         Err(e) if print_clap(&e) && alone => return exit::RESTORED,
         Err(_) => return exit::USAGE,
     };
-    match restore(arguments, variable) {
+    match restore(arguments, variable, given) {
         Ok(()) => exit::RESTORED,
         Err((problem, code)) => {
             if let Some(problem) = problem {
@@ -66,7 +68,9 @@ pub fn program(arguments: impl IntoIterator<Item = OsString>, variable: Option<O
 fn restore(
     arguments: FetchArguments,
     variable: Option<OsString>,
+    given: &[OsString],
 ) -> Result<(), (Option<Problem>, u8)> {
+    let begun = Instant::now();
     let settings = arguments
         .place
         .settings(variable)
@@ -82,17 +86,35 @@ fn restore(
         retry_for: settings.fetch_retry_for,
         stop_standby: settings.standby_on_outage == StandbyOnOutage::Stop,
     };
-    let begun = Instant::now();
-    let fetched =
-        run(fetch(&request)).map_err(|error| (Some(Problem::failure(error)), exit::INTERNAL))?;
+    if let Some(segment_size) = arguments.prefetch {
+        prefetch::fill(request, segment_size, settings.fetch_ahead);
+        return Ok(());
+    }
+    let ready = Some(settings.fetch_ahead)
+        .filter(|ahead| *ahead > 0)
+        .and_then(|_| Ready::of(&request));
+    let taken = ready.as_ref().and_then(|ready| ready.take(&request));
+    let fetched = match taken {
+        Some(report) => Ok(report),
+        None => {
+            run(fetch(&request)).map_err(|error| (Some(Problem::failure(error)), exit::INTERNAL))?
+        }
+    };
     match fetched {
         Ok(report) => {
             tracing::info!(
-                "{} restored: {}, {} ms",
+                "{} restored: {}, {} ms{}",
                 report.file,
                 render::size(report.size),
-                begun.elapsed().as_millis()
+                begun.elapsed().as_millis(),
+                if report.prefetched { ", prefetched" } else { "" }
             );
+            if !report.prefetched
+                && let Some(ready) = ready
+                && !ready.fetched(&report)
+            {
+                prefetch::start(given, report.size);
+            }
             Ok(())
         }
         // PostgreSQL asks for files that do not exist as a matter of course, and says itself what it concludes.

@@ -6,6 +6,7 @@ pub mod config;
 pub mod exit;
 pub mod fetch;
 mod logging;
+pub mod prefetch;
 mod problem;
 mod progress;
 pub mod push;

@@ -72,6 +72,35 @@ pub struct ControlError {
     source: std::io::Error,
 }
 
+/// The process id of the postmaster that runs on a data directory (PostgreSQL: utils/init/miscinit.c, `CreateLockFile`).
+pub fn postmaster(pgdata: &Path) -> Option<i32> {
+    let text = std::fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
+    let number: i32 = text.lines().next()?.trim().parse().ok()?;
+    // A single-user server writes its id negated, and replays no archive.
+    let pid = rustix::process::Pid::from_raw(number).filter(|_| number > 0)?;
+    match rustix::process::test_kill_process(pid) {
+        Ok(()) | Err(rustix::io::Errno::PERM) => Some(number),
+        Err(_) => None,
+    }
+}
+
+/// Takes this process out of the one that started it: a session of its own, and none of the descriptors that were inherited beyond the
+/// standard ones. To be called before anything is opened.
+///
+/// Servers before 16 leave the descriptors of their data files to the commands they run; they would keep deleted tables on disk.
+pub fn detach() -> std::io::Result<()> {
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 2)
+        .collect();
+    for number in open {
+        // The folder's own is among them, and closed by now.
+        let _ = nix::unistd::close(number);
+    }
+    rustix::process::setsid()?;
+    Ok(())
+}
+
 /// Reads the system identifier from a data directory's control file.
 pub fn system_identifier(pgdata: &Path) -> Result<SystemIdentifier, ControlError> {
     let path = pgdata.join(CONTROL);

@@ -122,6 +122,7 @@ impl Default for RawPush {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawFetch {
     pub retry_for: Text<Span>,
+    pub ahead: Text<Ahead>,
     pub standby_on_outage: StandbyOnOutage,
 }
 
@@ -129,6 +130,7 @@ impl Default for RawFetch {
     fn default() -> Self {
         Self {
             retry_for: seconds(30),
+            ahead: Text(Ahead(8)),
             standby_on_outage: StandbyOnOutage::default(),
         }
     }

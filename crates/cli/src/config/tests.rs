@@ -48,6 +48,7 @@ fn what_is_not_said_has_its_documented_default() {
         push_ahead: 16,
         push_backlog_level: None,
         fetch_retry_for: Duration::from_secs(30),
+        fetch_ahead: 8,
         standby_on_outage: StandbyOnOutage::Wait,
         backup_wal_timeout: Duration::from_secs(600),
         log_level: LogLevel::Info,
@@ -72,6 +73,7 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             said.push_ahead,
             said.push_backlog_level,
             said.fetch_retry_for,
+            said.fetch_ahead,
             said.standby_on_outage
         ),
         (
@@ -80,6 +82,7 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             default.push_ahead,
             default.push_backlog_level,
             default.fetch_retry_for,
+            default.fetch_ahead,
             default.standby_on_outage
         ),
         "the example shows the defaults"
@@ -119,7 +122,7 @@ clusters: { main: { connection: host=/run user=postgres, spool_dir: /var/tmp } }
 repositories: [ { name: here, path: /r, id: 00000000000000000000000000000012 } ]
 compression: { level: 19 }
 push: { deadline: 2min, ahead: 64, backlog_level: -3 }
-fetch: { retry_for: 500ms, standby_on_outage: stop }
+fetch: { retry_for: 500ms, ahead: 0, standby_on_outage: stop }
 backup: { wal_timeout: 1h }
 log_level: debug
 ",
@@ -139,6 +142,7 @@ log_level: debug
     assert_eq!(settings.push_ahead, 64);
     assert_eq!(settings.push_backlog_level, Some(-3));
     assert_eq!(settings.fetch_retry_for, Duration::from_millis(500));
+    assert_eq!(settings.fetch_ahead, 0);
     assert_eq!(settings.standby_on_outage, StandbyOnOutage::Stop);
     assert_eq!(settings.backup_wal_timeout, Duration::from_secs(3600));
     assert_eq!(settings.log_level, LogLevel::Debug);

@@ -1,6 +1,14 @@
 //! `walden-wal-fetch`: brings one WAL file back. The contract is that of `restore_command`
 //! (PostgreSQL: access/transam/xlogarchive.c, `RestoreArchivedFile`), and it is a dangerous one: PostgreSQL takes any exit from 1 to 125
 //! for "the archive ends here" and may then open the database with what it has. So [`Verdict::Absent`] is only given where it is proven.
+//!
+//! While PostgreSQL replays, [`prefetch`] brings the next segments to where [`Ready`] hands them over.
+
+mod ahead;
+mod ready;
+
+pub use ahead::{PrefetchError, PrefetchRequest, prefetch};
+pub use ready::Ready;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -45,6 +53,8 @@ pub struct FetchReport {
     pub file: WalFileName,
     /// Its size in bytes.
     pub size: u64,
+    /// Whether it had been fetched before it was asked for.
+    pub prefetched: bool,
 }
 
 /// What PostgreSQL may conclude.
@@ -329,6 +339,32 @@ async fn get(
     let mut growing = destination.as_os_str().to_owned();
     growing.push(GROWING);
     let growing = PathBuf::from(growing);
+    let placed = receive(repository, identity, key, file, &growing)
+        .await
+        .and_then(|size| {
+            place(&growing, destination).map_err(|source| write_error(destination, source))?;
+            Ok(FetchReport {
+                file,
+                size,
+                prefetched: false,
+            })
+        });
+    if placed.is_err() {
+        // What grew is of no use; where it cannot be removed either, the next call overwrites it.
+        let _ = fs::remove_file(&growing);
+    }
+    placed
+}
+
+/// Writes a file to `growing`, which is proven once this returns its size, but not durable yet.
+async fn receive(
+    repository: &Repository,
+    identity: &IdentityDocument,
+    key: &str,
+    file: WalFileName,
+    growing: &Path,
+) -> Result<u64, FetchError> {
+    let growing = growing.to_path_buf();
     let first: FirstPage = Arc::default();
     let mut output: Option<File> = None;
     let sink = {
@@ -350,25 +386,19 @@ async fn get(
         archive_id: identity.archive_id,
         key: keys::below_cluster(key).to_owned(),
     };
-    let placed = match repository.read_object(key, expected, sink).await {
-        Ok(object) => {
-            let size = object.tail.content_size;
-            let first = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
-            check(file, identity, &first, size)
-                .and_then(|()| {
-                    place(&growing, destination, size)
-                        .map_err(|source| write_error(destination, source))
-                })
-                .map(|()| FetchReport { file, size })
-        }
-        Err(RepositoryError::Sink { source, .. }) => Err(write_error(&growing, source)),
-        Err(e) => Err(e.into()),
+    let object = match repository.read_object(key, expected, sink).await {
+        Ok(object) => object,
+        Err(RepositoryError::Sink { source, .. }) => return Err(write_error(&growing, source)),
+        Err(e) => return Err(e.into()),
     };
-    if placed.is_err() {
-        // What grew is of no use; where it cannot be removed either, the next call overwrites it.
-        let _ = fs::remove_file(&growing);
+    let size = object.tail.content_size;
+    if size == 0 {
+        // No frame, so no file yet.
+        File::create(&growing).map_err(|source| write_error(&growing, source))?;
     }
-    placed
+    let first = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
+    check(file, identity.system_identifier, &first, size)?;
+    Ok(size)
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> FetchError {
@@ -380,7 +410,7 @@ fn write_error(path: &Path, source: std::io::Error) -> FetchError {
 
 fn check(
     file: WalFileName,
-    identity: &IdentityDocument,
+    expected: SystemIdentifier,
     first: &[u8],
     size: u64,
 ) -> Result<(), FetchError> {
@@ -391,7 +421,6 @@ fn check(
         .map_err(FetchError::Mismatch)?
         .header
         .system_identifier;
-    let expected = identity.system_identifier;
     if found == expected {
         Ok(())
     } else {
@@ -401,11 +430,7 @@ fn check(
 
 /// Makes the file durable and gives it its name. PostgreSQL may restart from this segment after a crash, so: bytes first, then
 /// the name, then the directory. A crash before the rename leaves `GROWING`; after it, the whole file.
-fn place(growing: &Path, destination: &Path, size: u64) -> std::io::Result<()> {
-    if size == 0 {
-        // No frame, so no file yet.
-        File::create(growing)?;
-    }
+fn place(growing: &Path, destination: &Path) -> std::io::Result<()> {
     File::open(growing)?.sync_all()?;
     fs::rename(growing, destination)?;
     let parent = destination
