@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::StatVfsMountFlags;
 use tempfile::TempDir;
 
 use crate::install::PgInstall;
@@ -16,8 +17,9 @@ const LOG_TAIL: usize = 40;
 /// A folder that the database host's user owns and everybody may enter. It goes with the value,
 /// unless the test panics or `WALDEN_TEST_KEEP=1` is set; then its path is printed.
 ///
-/// It is in `/tmp` whatever `TMPDIR` says: a socket's path must be short (107 bytes), and the
-/// server's user must be able to come here.
+/// It is in `/dev/shm` where that has room, for a disk takes most of such a test's time; else in `/tmp`. What
+/// `TMPDIR` says does not count: a socket's path must be short (107 bytes), and the server's user must be able to
+/// come here.
 #[derive(Debug)]
 pub struct TestDir {
     dir: TempDir,
@@ -32,8 +34,8 @@ impl TestDir {
         let short: String = test.chars().take(24).collect();
         let dir = tempfile::Builder::new()
             .prefix(&format!("walden-{short}-"))
-            .tempdir_in("/tmp")
-            .context("cannot make a folder in /tmp")?;
+            .tempdir_in(base())
+            .with_context(|| format!("cannot make a folder in {}", base()))?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))
             .context("cannot open the test's folder to the server's user")?;
         own_by_server(dir.path())?;
@@ -105,6 +107,18 @@ impl Drop for TestDir {
             eprintln!("WALDEN_TEST_KEEP=1: {} stays", self.path().display());
         }
     }
+}
+
+/// Where tests' folders are made. What failed tests have left behind counts against the room, so it cannot fill the memory.
+fn base() -> &'static str {
+    const ROOM: u64 = 8 << 30;
+    let memory = "/dev/shm";
+    let fits = rustix::fs::statvfs(memory).is_ok_and(|vfs| {
+        let free = vfs.f_bavail.saturating_mul(vfs.f_frsize);
+        let runs_programs = !vfs.f_flag.contains(StatVfsMountFlags::NOEXEC);
+        runs_programs && free >= ROOM && vfs.f_bavail >= vfs.f_blocks / 2
+    });
+    if fits { memory } else { "/tmp" }
 }
 
 /// Runs a test on one major version in a folder of its own; [`crate::on_every_version!`] calls it.
