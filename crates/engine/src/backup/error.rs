@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use walden_model::{ClusterName, FileEntryError};
-use walden_pg::{WalFileName, WalSegmentSize};
+use walden_pg::{SegmentName, WalFileName, WalSegmentSize};
 
 use super::{ChildError, ServerError, StreamError};
 use crate::codec::CodecError;
@@ -107,6 +107,15 @@ pub enum BackupError {
         waited: Duration,
         /// Whether the backup is a standby's.
         standby: bool,
+    },
+    /// Another server's WAL stands in the place of this one's.
+    #[error(
+        "the backup needs {segment}, under whose name another server's WAL is archived; this server's was set aside under quarantine/. \
+         The backup is not committed. Make sure that the other server archives no more, and take the backup again"
+    )]
+    WalInConflict {
+        /// The segment.
+        segment: SegmentName,
     },
     /// The stream is of another cluster.
     #[error("the stream is of system identifier {found}, expected {expected}")]

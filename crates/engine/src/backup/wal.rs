@@ -9,6 +9,7 @@ use walden_store::StoreErrorKind;
 
 use super::server::{Server, ServerFacts};
 use super::{BackupError, BackupRequest};
+use crate::catalog;
 use crate::progress::Progress;
 use crate::repository::Repository;
 
@@ -77,7 +78,7 @@ pub(super) async fn prove(
             };
         }
         let Some(name) = missing.front() else {
-            return Ok(());
+            return check_conflicts(repository, keys, record).await;
         };
         let first = name.file();
         if begun.elapsed() > request.wal_timeout {
@@ -102,6 +103,24 @@ pub(super) async fn prove(
             ));
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether what is archived under the segments' names is this cluster's. Where another server's file was there first, this one's was set
+/// aside, and nothing can be recovered with the other's.
+async fn check_conflicts(
+    repository: &Repository,
+    keys: &SystemKeys,
+    record: &BackupRecord,
+) -> Result<(), BackupError> {
+    let conflicts = catalog::quarantined(repository, keys).await?;
+    let needed = record.needed_segments(record.wal_segment_size);
+    match needed
+        .into_iter()
+        .find(|segment| conflicts.contains(segment))
+    {
+        Some(segment) => Err(BackupError::WalInConflict { segment }),
+        None => Ok(()),
     }
 }
 
