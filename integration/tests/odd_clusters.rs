@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use walden_integration::{Site, options, wait_open, wait_paused};
 use walden_testkit::{
-    Ledger, PgInstall, StopMode, Target, TestDir, on_every_version, on_version, pg_amcheck,
+    Cluster, Ledger, PgInstall, StopMode, Target, TestDir, on_every_version, on_version, pg_amcheck,
 };
 
 on_every_version!(targets_in_other_files_do_not_lead_a_restore);
@@ -43,6 +43,11 @@ fn pages_that_are_being_written_are_not_taken_for_damage() {
 #[test]
 fn configuration_outside_the_data_directory_is_kept_and_a_copy_starts_without_it() {
     on_version(15, "debian", debian);
+}
+
+#[test]
+fn each_system_identifier_of_a_cluster_is_restored_by_itself() {
+    on_version(17, "two_systems", two_systems);
 }
 
 /// A backup under load, and restores to the end and to a commit.
@@ -339,5 +344,69 @@ fn targets_in_other_files_do_not_lead_a_restore(install: &PgInstall, dir: &TestD
         ledger.expected_at(&target)?.len() == ledger.expected_at(&Target::Latest)?.len(),
         "the last commit was the target"
     );
+    Ok(())
+}
+
+/// As after `pg_upgrade` or a new `initdb`.
+fn two_systems(install: &PgInstall, dir: &TestDir) -> Result<()> {
+    let mut site = Site::new(install, dir, |builder| builder)?;
+    let push = format!(
+        "{} --config {} %p",
+        site.binaries.path("walden-wal-push").display(),
+        dir.join("walden.yaml").display()
+    );
+    let mut lives = Vec::new();
+    for life in ["before", "after"] {
+        if life == "after" {
+            site.production.stop(StopMode::Fast)?;
+            site.production = Cluster::builder(install, dir, "upgraded")
+                .conf("fsync", "off")
+                .conf("archive_mode", "on")
+                .conf("archive_command", &push)
+                .build()?;
+            site.configure("walden.yaml", &site.production, "")?;
+            site.walden(&["init", "--new-system-identifier"])?
+                .exited(0)?;
+        }
+        site.production.start()?;
+        let mut ledger = Ledger::create(&site.production)?;
+        ledger.write(&site.production, 2, 20)?;
+        site.archive_all()?;
+        site.backup(&[])?;
+        ledger.write(&site.production, 2, 20)?;
+        site.archive_all()?;
+        let system = site
+            .production
+            .psql("SELECT system_identifier FROM pg_control_system()")?;
+        lives.push((life, ledger, system));
+    }
+    let systems: Vec<_> = site
+        .backups()?
+        .into_iter()
+        .map(|backup| backup.json.get("system_identifier").cloned())
+        .collect();
+    let expected: Vec<_> = lives
+        .iter()
+        .map(|(_, _, system)| Some(Value::from(system.as_str())))
+        .collect();
+    ensure!(
+        systems == expected,
+        "one backup of each system expected: {systems:?}"
+    );
+    let mut asked = Vec::new();
+    for (life, ledger, system) in &lives {
+        asked.push((*life, ledger, vec!["--system-identifier", system]));
+    }
+    // Not asked, it is the one that was registered last.
+    let (_, last, _) = lives.last().context("two lives")?;
+    asked.push(("unasked", last, Vec::new()));
+    for (name, ledger, args) in asked {
+        let mut restored = site.restore(name, &args)?;
+        restored.start()?;
+        wait_open(&restored)?;
+        ledger
+            .compare(&restored, &Target::Latest)
+            .with_context(|| format!("{name}: restore {args:?}"))?;
+    }
     Ok(())
 }

@@ -25,6 +25,11 @@ fn a_damaged_object_is_found_on_the_way_and_leaves_nothing_that_starts() {
     on_version(17, "damaged_object", damaged_object);
 }
 
+#[test]
+fn a_target_that_names_cannot_prove_is_told_and_never_opens_the_copy() {
+    on_version(17, "not_proven", not_proven);
+}
+
 /// An archive with two backups, and commits before, between and behind them.
 struct Scene<'a> {
     site: Site<'a>,
@@ -273,6 +278,48 @@ fn damaged_object(install: &PgInstall, dir: &TestDir) -> Result<()> {
     restored.start()?;
     wait_open(&restored)?;
     scene.ledger.compare(&restored, &Target::Latest)
+}
+
+/// PostgreSQL ends such a recovery in an error, although all data is there.
+fn not_proven(install: &PgInstall, dir: &TestDir) -> Result<()> {
+    // Nobody but the ledger commits.
+    let mut site = Site::new(install, dir, |builder| builder.conf("autovacuum", "off"))?;
+    site.production.start()?;
+    let mut ledger = Ledger::create(&site.production)?;
+    ledger.write(&site.production, 2, 20)?;
+    site.archive_all()?;
+    site.backup(&[])?;
+    ledger.write(&site.production, 2, 20)?;
+    let last = ledger.outcomes().last().context("outcomes")?;
+    let behind = (last.time + std::time::Duration::from_micros(1)).to_string();
+    site.archive_all()?;
+    for (name, args) in [
+        ("behind", ["--target-time", &behind]),
+        ("unknown", ["--target-name", "never made"]),
+    ] {
+        let plan = site
+            .try_restore(name, &[&args[..], &["--dry-run"]].concat())?
+            .exited(0)?;
+        ensure!(
+            plan.stdout.contains("Names alone cannot prove"),
+            "{args:?}: the plan should say what it cannot know: {}",
+            plan.stdout
+        );
+        let mut restored = site.restore(name, &args)?;
+        // It counts as started once it is consistent.
+        let _ = restored.try_start()?;
+        let log = restored.wait_exit()?;
+        ensure!(
+            log.contains("recovery ended before configured recovery target was reached"),
+            "{args:?}: PostgreSQL should say why it stopped: {log}"
+        );
+        let history = restored.pgdata().join("pg_wal/00000002.history");
+        ensure!(!history.exists(), "{args:?} opened the copy");
+    }
+    let mut restored = site.restore("latest", &[])?;
+    restored.start()?;
+    wait_open(&restored)?;
+    ledger.compare(&restored, &Target::Latest)
 }
 
 /// Changes one byte, and changes it back the second time.
