@@ -24,29 +24,48 @@ pub struct FrameSource {
 #[error("the frames are no longer taken")]
 pub struct Closed;
 
-/// Starts `workers` compressors. At most `2 * workers + 2` contents or frames are in memory between the two ends.
-pub fn start(level: i32, workers: usize) -> (ContentSink, FrameSource) {
-    let (work, queue) = blocking::sync_channel::<Work>(workers);
-    let (order, frames) = mpsc::channel(workers + 1);
-    let queue = Arc::new(Mutex::new(queue));
-    for _ in 0..workers {
-        let queue = queue.clone();
-        tokio::task::spawn_blocking(move || {
-            let mut compressor = FrameCompressor::new(level);
-            loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                let Ok((content, reply)) = next else { return };
-                let frame = match &mut compressor {
-                    Ok(compressor) => compressor.compress(&content),
-                    Err(_) => FrameCompressor::new(level)
-                        .and_then(|mut compressor| compressor.compress(&content)),
-                };
-                // A receiver that is gone has given up on the whole stream.
-                let _ = reply.send(frame);
-            }
-        });
+/// Threads that compress, and keep zstd's memory from one frame to the next. They end when this and every sink is dropped.
+#[derive(Debug, Clone)]
+pub struct Compressors {
+    work: blocking::SyncSender<Work>,
+}
+
+impl Compressors {
+    /// Starts `workers` threads.
+    pub fn start(level: i32, workers: usize) -> Self {
+        let (work, queue) = blocking::sync_channel::<Work>(workers);
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..workers {
+            let queue = queue.clone();
+            tokio::task::spawn_blocking(move || {
+                let mut compressor = FrameCompressor::new(level);
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok((content, reply)) = next else { return };
+                    let frame = match &mut compressor {
+                        Ok(compressor) => compressor.compress(&content),
+                        Err(_) => FrameCompressor::new(level)
+                            .and_then(|mut compressor| compressor.compress(&content)),
+                    };
+                    // A receiver that is gone has given up on the whole stream.
+                    let _ = reply.send(frame);
+                }
+            });
+        }
+        Compressors { work }
     }
-    (ContentSink { work, order }, FrameSource { order: frames })
+
+    /// Begins a stream that has at most `depth + 2` contents or frames in memory between its two ends.
+    pub fn stream(&self, depth: usize) -> (ContentSink, FrameSource) {
+        let (order, frames) = mpsc::channel(depth);
+        let work = self.work.clone();
+        (ContentSink { work, order }, FrameSource { order: frames })
+    }
+}
+
+/// One stream, and `workers` threads for it alone.
+pub fn start(level: i32, workers: usize) -> (ContentSink, FrameSource) {
+    Compressors::start(level, workers).stream(workers + 1)
 }
 
 impl ContentSink {

@@ -13,22 +13,34 @@ use super::job::{Job, Way};
 use super::mark::Marks;
 use super::{PushError, PushOutcome, PushReport, PushRequest};
 use crate::host;
+use crate::pipeline::Compressors;
 use crate::repository::Repository;
 
-/// Most compressors for the file that was asked for, and most files beside it: what bounds the memory on machines of many cores.
-const MOST: usize = 8;
+/// How many compressors there are, and how many files beside the one that was asked for. The bound is for memory, on machines of many
+/// cores: zstd takes some 4 MiB for a frame up to level 6, and up to 18 above.
+fn workers(level: i32) -> usize {
+    host::cores().min(if level > 6 { 4 } else { 8 })
+}
+
+/// Frames under way of a file beside the one that was asked for: enough that reading, compressing and writing go on at once.
+const DEPTH: usize = 2;
 
 pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, PushError> {
     let request = job.request;
     let file = job.source.file;
     let repository = Repository::open(&request.repository).map_err(|e| job.failed(e))?;
-    let mut way = Way {
-        level: request.level,
-        workers: host::cores().min(MOST),
+    let way = |level| {
+        let workers = workers(level);
+        Way {
+            compressors: Compressors::start(level, workers),
+            depth: workers + 1,
+        }
     };
     let marks = match Marks::beside(&request.path, file) {
         Some(marks) if request.ahead.files > 0 && !request.quarantine => marks,
-        _ => return job.run(&repository, way, ready(())).await,
+        _ => {
+            return job.run(&repository, &way(request.level), ready(())).await;
+        }
     };
     if let Some(mark) = marks.read(file) {
         let now = job.statement(&repository).await;
@@ -42,22 +54,24 @@ pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, Pus
         }
     }
     let next = next_files(&marks, file);
-    if let Some(level) = request.ahead.backlog_level
-        && next.len() > request.ahead.files
-    {
-        way.level = level;
-    }
+    let backlog = next.len() > request.ahead.files;
+    let level = request.ahead.backlog_level.filter(|_| backlog);
+    let level = level.unwrap_or(request.level);
+    let way = way(level);
     let batch = Batch {
         request,
         repository: &repository,
         marks: &marks,
-        way,
+        way: Way {
+            depth: DEPTH,
+            ..way.clone()
+        },
         placed: watch::Sender::new(0),
     };
 
     let mut taken_along = 0;
     let first = pin!(async {
-        let report = job.run(&repository, way, ready(())).await?;
+        let report = job.run(&repository, &way, ready(())).await?;
         batch.placed.send_replace(1);
         Ok::<_, PushError>(report)
     });
@@ -67,7 +81,7 @@ pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, Pus
                 stream::iter(next.into_iter().take(request.ahead.files).zip(1..))
                     .take_while(|_| ready(begun.elapsed() < request.ahead.time))
                     .map(|(file, place)| batch.take_along(file, place))
-                    .buffered(way.workers)
+                    .buffered(workers(level))
             );
             // One that could not be taken along ends the batch: those behind it would leave a gap in the archive.
             while let Some(true) = taken.next().await {
@@ -144,11 +158,9 @@ impl Batch<'_> {
             self.placed.send_replace(place + 1);
             return Ok(true);
         }
-        let way = Way {
-            workers: 1,
-            ..self.way
-        };
-        let report = job.run(self.repository, way, self.turn(place)).await?;
+        let report = job
+            .run(self.repository, &self.way, self.turn(place))
+            .await?;
         if report.outcome == PushOutcome::SetAside {
             return Ok(false);
         }

@@ -14,10 +14,11 @@ use super::mark::Statement;
 use super::source::WalSource;
 use super::{PushError, PushOutcome, PushReport, PushRequest};
 use crate::codec::{CodecError, encode_head, encode_tail};
+use crate::host;
+use crate::pipeline::Compressors;
 use crate::repository::{Repository, RepositoryError, Trouble};
-use crate::{host, pipeline};
 
-/// Content of a frame. A segment gives enough of them for every core, and a compressor's memory at high levels grows with it.
+/// Content of a frame. A segment gives enough of them for every core, and what a compressor and a stream have in memory grows with it.
 const FRAME: usize = 1024 * 1024;
 
 /// A WAL file on its way.
@@ -29,12 +30,12 @@ pub(super) struct Job<'a> {
 }
 
 /// How to store it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Way {
-    /// zstd's level.
-    pub level: i32,
-    /// Most compressors at once.
-    pub workers: usize,
+    /// What compresses, for this file and others.
+    pub compressors: Compressors,
+    /// Frames under way at once.
+    pub depth: usize,
 }
 
 enum JobError {
@@ -155,7 +156,7 @@ impl<'a> Job<'a> {
     pub async fn run(
         &self,
         repository: &Repository,
-        way: Way,
+        way: &Way,
         turn: impl Future<Output = ()>,
     ) -> Result<PushReport, PushError> {
         let outcome = self.archive(repository, way, turn).await;
@@ -172,7 +173,7 @@ impl<'a> Job<'a> {
     async fn archive(
         &self,
         repository: &Repository,
-        way: Way,
+        way: &Way,
         turn: impl Future<Output = ()>,
     ) -> Result<PushReport, JobError> {
         let request = self.request;
@@ -233,7 +234,7 @@ impl<'a> Job<'a> {
         identity: &IdentityDocument,
         key: &str,
         digest: Option<walden_model::Sha256Digest>,
-        way: Way,
+        way: &Way,
         turn: impl Future<Output = ()>,
     ) -> Result<u64, JobError> {
         let head = encode_head(&Head::new(
@@ -252,12 +253,7 @@ impl<'a> Job<'a> {
         let mut stored = head.len() as u64;
         upload.write(head.into()).await.map_err(failed)?;
 
-        let frames_wanted = self.source.size.div_ceil(FRAME as u64);
-        let workers = way
-            .workers
-            .min(usize::try_from(frames_wanted).unwrap_or(usize::MAX))
-            .max(1);
-        let (sink, mut frames) = pipeline::start(way.level, workers);
+        let (sink, mut frames) = way.compressors.stream(way.depth);
         let source = self.source.clone();
         let reading = tokio::task::spawn_blocking(move || {
             source.read(FRAME, |content| {
