@@ -7,7 +7,7 @@ use walden_pg::history::{TimelineHistory, TimelineSpan};
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 
 use crate::coverage::{Gap, TimelineWal};
-use crate::keys::{BackupId, ClusterName};
+use crate::keys::{BackupId, ClusterName, SystemKeys, WalName};
 use crate::path::WalPath;
 use crate::records::{BackupRecord, RandomId};
 
@@ -63,15 +63,20 @@ pub struct DamagedDocument {
     pub why: String,
 }
 
-/// A timeline's history file is not in the repository, so nobody knows where the timeline comes from.
+/// A timeline's history file is not in the repository, or is damaged, so nobody knows where the timeline comes from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the history file {}.history is not in the repository, so the way to timeline {timeline} is unknown: archive that file \
-     from the pg_wal of a server that has been on this timeline, or choose another --target-timeline", timeline.hex()
+    "the history file {history}.history is {}, so the way to timeline {timeline} is unknown: {}archive it, on a server that has been \
+     on this timeline, with walden-wal-push PGDATA/pg_wal/{history}.history, or choose another timeline with --target-timeline",
+    if damaged.is_some() { "damaged in the repository" } else { "not in the repository" },
+    damaged.as_ref().map_or_else(String::new, |key| format!("move {key} out of the repository and ")),
+    history = timeline.hex()
 )]
 pub struct MissingHistory {
     /// The timeline.
     pub timeline: TimelineId,
+    /// The key of the history file, where it is there and cannot be read.
+    pub damaged: Option<String>,
 }
 
 /// What a backup opens: the unbroken WAL from its start, along the newest timeline that descends from its own.
@@ -83,7 +88,7 @@ pub struct Window {
     pub until: Lsn,
     /// That segment.
     pub last_segment: Option<SegmentName>,
-    /// The segments that are missing behind it, where later ones are there.
+    /// The segments that are missing behind it, where later ones are there, or that are in conflict.
     pub first_gap: Option<Gap>,
     /// Whether the WAL is there without which the backup cannot be restored at all.
     pub whole: bool,
@@ -154,8 +159,43 @@ impl Catalog {
                 begin: Lsn::INVALID,
                 end: None,
             }]),
-            None => Err(MissingHistory { timeline }),
+            None => Err(self.missing_history(timeline)),
         }
+    }
+
+    fn missing_history(&self, timeline: TimelineId) -> MissingHistory {
+        let keys = SystemKeys {
+            cluster: self.cluster.clone(),
+            system: self.system_identifier,
+        };
+        let key = keys.wal(&WalName::History(timeline));
+        let mut documents = self.damaged_documents.iter();
+        MissingHistory {
+            timeline,
+            damaged: documents.any(|document| document.key == key).then_some(key),
+        }
+    }
+
+    /// Proves that no newer timeline could have been meant with "the newest that descends from it".
+    ///
+    /// # Errors
+    /// A newer timeline has WAL, and where it comes from is unknown.
+    pub(crate) fn prove_newest(&self, timeline: TimelineId) -> Result<(), MissingHistory> {
+        let unknown = self.wal.keys().rev().find(|newer| {
+            **newer > timeline && self.has_wal(**newer) && !self.histories.contains_key(newer)
+        });
+        unknown.map_or(Ok(()), |newer| Err(self.missing_history(*newer)))
+    }
+
+    /// Every segment that is archived and in conflict ([`TimelineWal::conflicts`]), in order.
+    #[must_use]
+    pub fn conflicts(&self) -> Vec<SegmentName> {
+        let all = self.wal.iter().flat_map(|(timeline, wal)| {
+            let name =
+                |number: &u64| SegmentName::from_number(*timeline, *number, self.segment_size);
+            wal.conflicts.iter().map(name)
+        });
+        all.collect()
     }
 
     /// The newest timeline with archived WAL that descends from `timeline` and left it at `at` or later; `timeline` itself where
@@ -187,9 +227,10 @@ impl Catalog {
     /// What a backup opens.
     ///
     /// # Errors
-    /// The way to the backup's timeline is unknown.
+    /// The way to the backup's timeline, or to a newer one that may descend from it, is unknown.
     pub fn window(&self, backup: &BackupRecord) -> Result<Window, MissingHistory> {
         let timeline = self.newest_descendant(backup.timeline, backup.stop_lsn);
+        self.prove_newest(timeline)?;
         let path = WalPath::new(self, timeline)?;
         let first = path.first_segment(backup);
         let last = path.unbroken_until(first);

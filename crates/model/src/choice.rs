@@ -7,7 +7,7 @@ use crate::catalog::Catalog;
 use crate::keys::BackupId;
 use crate::note::Note;
 use crate::path::{Missing, WalPath};
-use crate::records::{BackupRecord, SegmentRange, Snapshot};
+use crate::records::{BackupRecord, SegmentRange};
 use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
 use crate::unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
 
@@ -94,10 +94,14 @@ fn resolve(
             .map(|backup| catalog.newest_descendant(backup.timeline, backup.stop_lsn))
             .max(),
     };
-    newest.ok_or_else(|| Unreachable::NoBackup {
+    let newest = newest.ok_or_else(|| Unreachable::NoBackup {
         cluster: catalog.cluster.clone(),
         unfinished: catalog.unfinished.len(),
-    })
+    })?;
+    if timeline == TargetTimeline::Latest {
+        catalog.prove_newest(newest)?;
+    }
+    Ok(newest)
 }
 
 /// Replaces a refusal by the timelines on which the same LSN can be reached, where there are any.
@@ -276,9 +280,13 @@ impl<'a> Search<'a, '_> {
         if let Some(missing) = missing.filter(|missing| !missing.is_empty()) {
             return Some(CannotReach::ObjectsMissing(missing.clone()));
         }
-        self.path
-            .missing_for(backup)
-            .map(CannotReach::OwnWalMissing)
+        self.path.missing_for(backup).map(|missing| {
+            if missing.in_conflict() {
+                CannotReach::OwnWalInConflict(missing.name)
+            } else {
+                CannotReach::OwnWalMissing(missing.name)
+            }
+        })
     }
 
     fn cannot(&self, backup: &BackupRecord, why: CannotReach) -> Unreachable {
@@ -295,8 +303,8 @@ impl<'a> Search<'a, '_> {
             TargetKind::Latest | TargetKind::Immediate | TargetKind::Name(_) => false,
             TargetKind::Time(time) => backup.stopped_at >= *time,
             TargetKind::Lsn(lsn) => backup.stop_lsn > *lsn,
-            TargetKind::Xid(xid) => match &backup.snapshot {
-                Some(snapshot) => had_ended(snapshot, *xid),
+            TargetKind::Xid(xid) => match had_ended(backup, *xid) {
+                Some(had_ended) => had_ended,
                 None if self.asked.is_some() => false,
                 None => return Err(Refusal::NoSnapshot),
             },
@@ -321,13 +329,14 @@ impl<'a> Search<'a, '_> {
             .map_err(|missing| Refusal::Target(self.missing(backup, missing)))
     }
 
-    /// A target of which names cannot tell where it lies: all WAL up to the first moment that is surely behind it.
+    /// A target of which names cannot tell where it lies: all WAL, or up to the end of a backup that ended after it. No commit need lie
+    /// before that end, so recovery may go on, and a gap behind it is told.
     fn attempt_unplaced(
         &self,
         backup: &'a BackupRecord,
     ) -> Result<(Vec<SegmentRange>, Vec<Note>), Refusal> {
         let end = self.end()?;
-        let mut surely_behind = None;
+        let mut likely_behind = None;
         if let TargetKind::Time(time) = self.target.kind {
             if let Some(&last) = self
                 .catalog
@@ -345,21 +354,25 @@ impl<'a> Search<'a, '_> {
                 .on_the_way()
                 .into_iter()
                 .filter(|later| later.stopped_at > time && later.stop_lsn > backup.stop_lsn);
-            surely_behind = later.map(WalPath::last_byte).min();
+            likely_behind = later.map(WalPath::last_byte).min();
         }
         let first = self.path.first_segment(backup);
-        let read = match surely_behind {
+        let read = match likely_behind {
             Some(byte) => self.path.read(first, byte),
             None => self.path.read_through(first, end),
         };
         let missing = match read {
-            Ok(wal) => return Ok((wal, Vec::new())),
+            Ok(wal) => {
+                let gap = likely_behind.and_then(|_| self.path.gap_from(first));
+                return Ok((wal, gap.map(Note::GapBehind).into_iter().collect()));
+            }
             Err(missing) => missing,
         };
+        // Recovery stops at a gap. What is in conflict it might replay.
         let before_the_gap = missing
             .number
             .checked_sub(1)
-            .filter(|last| self.asked.is_some() && *last >= first);
+            .filter(|last| self.asked.is_some() && *last >= first && !missing.in_conflict());
         match (before_the_gap, missing.gap) {
             (Some(last), Some(gap)) => {
                 let wal = self.path.read_through(first, last);
@@ -403,6 +416,7 @@ impl<'a> Search<'a, '_> {
                 before: nearest,
                 behind: self.first_behind(missing.number),
                 may_lie_before: self.asked.is_none()
+                    && !gap.begins_in_conflict()
                     && matches!(
                         target,
                         TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_)
@@ -415,7 +429,7 @@ impl<'a> Search<'a, '_> {
     /// The nearest target before a missing segment: the start of the last segment that is there, where a record surely begins; or the
     /// backup's own end.
     fn nearest_before(&self, backup: &BackupRecord, missing: u64) -> Offer {
-        let timeline =
+        let asked_timeline =
             matches!(self.target.timeline, TargetTimeline::Number(_)).then_some(self.timeline);
         let start = missing.checked_sub(1).map(|last| self.path.start_of(last));
         match start.filter(|start: &Lsn| *start >= backup.stop_lsn) {
@@ -424,14 +438,19 @@ impl<'a> Search<'a, '_> {
                 Offer {
                     kind: TargetKind::Lsn(start),
                     backup,
-                    timeline,
+                    timeline: asked_timeline,
                 }
             }
-            None => Offer {
-                kind: TargetKind::Immediate,
-                backup: Some(backup.backup_id.clone()),
-                timeline,
-            },
+            None => {
+                // To name the backup may choose another timeline.
+                let alone = resolve(self.catalog, self.target.timeline, Some(backup));
+                Offer {
+                    kind: TargetKind::Immediate,
+                    backup: Some(backup.backup_id.clone()),
+                    timeline: asked_timeline
+                        .or((alone != Ok(self.timeline)).then_some(self.timeline)),
+                }
+            }
         }
     }
 
@@ -448,15 +467,20 @@ impl<'a> Search<'a, '_> {
     }
 }
 
-/// Whether the transaction had ended when the backup had. An id of 32 bits is taken for the nearest of the 64-bit ids that end in it, as
-/// PostgreSQL compares them.
-fn had_ended(snapshot: &Snapshot, xid: u64) -> bool {
+/// Whether the transaction had ended when the backup had; `None` where the backup does not tell. An id of 32 bits is taken for the nearest
+/// of the 64-bit ids that end in it, as PostgreSQL compares them.
+fn had_ended(backup: &BackupRecord, xid: u64) -> Option<bool> {
+    let snapshot = backup.snapshot.as_ref()?;
     let xid = if xid > u64::from(u32::MAX) {
         xid
     } else {
         nearest_full_xid(snapshot.xmax, xid)
     };
-    xid < snapshot.xmax && !snapshot.in_progress.contains(&xid)
+    // A standby knows the running transactions apart from its snapshots, which list none (procarray.c, `GetSnapshotData`).
+    if backup.from_standby && (snapshot.xmin..snapshot.xmax).contains(&xid) {
+        return None;
+    }
+    Some(xid < snapshot.xmax && !snapshot.in_progress.contains(&xid))
 }
 
 fn nearest_full_xid(near: u64, low: u64) -> u64 {
@@ -469,4 +493,37 @@ fn nearest_full_xid(near: u64, low: u64) -> u64 {
         .flatten()
         .min_by_key(|full| full.abs_diff(near))
         .unwrap_or(low)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::records::Snapshot;
+    use crate::sample;
+
+    proptest! {
+        #[test]
+        fn what_a_snapshot_tells_of_a_transaction_is_true(
+            running in proptest::collection::btree_set(700_u64..760, 0..6),
+            next in 740_u64..760,
+            xid in 690_u64..770,
+            from_standby: bool,
+        ) {
+            let running: BTreeSet<u64> = running.into_iter().filter(|running| *running < next).collect();
+            let snapshot = Snapshot {
+                xmin: running.first().copied().unwrap_or(next),
+                xmax: next,
+                in_progress: running.iter().copied().filter(|_| !from_standby).collect(),
+            };
+            let backup = BackupRecord { from_standby, snapshot: Some(snapshot.clone()), ..sample::backup(1, 1, 250, 350) };
+            match had_ended(&backup, xid) {
+                Some(told) => prop_assert_eq!(told, xid < next && !running.contains(&xid)),
+                None => prop_assert!(from_standby && snapshot.xmin <= xid && xid < next, "it is known"),
+            }
+        }
+    }
 }

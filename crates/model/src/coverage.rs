@@ -1,6 +1,6 @@
 //! Which segments of a timeline are in the repository.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -11,13 +11,43 @@ use walden_pg::{SegmentName, TimelineId};
 pub struct TimelineWal {
     /// Stored bytes by segment number.
     pub segments: BTreeMap<u64, u64>,
+    /// Those of [`Self::segments`] that are in conflict: a person set aside another file of the same name, so nobody can tell whether
+    /// what is archived is this cluster's. They count as missing, and as something that is behind a hole.
+    pub conflicts: BTreeSet<u64>,
 }
 
 impl TimelineWal {
-    /// Whether this segment is there.
+    /// Whether this segment is there, and not in conflict.
     #[must_use]
     pub fn contains(&self, number: u64) -> bool {
-        self.segments.contains_key(&number)
+        self.segments.contains_key(&number) && !self.conflicts.contains(&number)
+    }
+
+    /// The segments from `from` on that are there and not in conflict.
+    fn present_from(&self, from: u64) -> impl Iterator<Item = u64> {
+        self.segments
+            .range(from..)
+            .map(|(number, _)| *number)
+            .filter(|number| !self.conflicts.contains(number))
+    }
+
+    /// The first segment of this range that is there and not in conflict.
+    pub(crate) fn first_present(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        self.present_from(*range.start())
+            .next()
+            .filter(|number| range.contains(number))
+    }
+
+    /// The segments of this range that are in conflict.
+    pub(crate) fn conflicts_in(
+        &self,
+        range: RangeInclusive<u64>,
+    ) -> impl DoubleEndedIterator<Item = u64> {
+        let range = (!range.is_empty()).then_some(range);
+        range
+            .into_iter()
+            .flat_map(|range| self.conflicts.range(range))
+            .copied()
     }
 
     /// The first segment.
@@ -26,7 +56,7 @@ impl TimelineWal {
         self.segments.first_key_value().map(|(number, _)| *number)
     }
 
-    /// The last segment, whatever is missing before it.
+    /// The last segment, whatever is missing before it; it may be in conflict.
     #[must_use]
     pub fn last(&self) -> Option<u64> {
         self.segments.last_key_value().map(|(number, _)| *number)
@@ -46,7 +76,7 @@ impl TimelineWal {
     #[must_use]
     pub fn runs(&self) -> Vec<RangeInclusive<u64>> {
         let mut runs: Vec<RangeInclusive<u64>> = Vec::new();
-        for &number in self.segments.keys() {
+        for number in self.present_from(0) {
             match runs.last_mut() {
                 Some(run) if run.end().checked_add(1) == Some(number) => {
                     *run = *run.start()..=number
@@ -61,7 +91,7 @@ impl TimelineWal {
     #[must_use]
     pub fn last_before_gap(&self, from: u64) -> Option<u64> {
         let mut last: Option<u64> = None;
-        for &number in self.segments.range(from..).map(|(number, _)| number) {
+        for number in self.present_from(from) {
             let expected = last.map_or(Some(from), |last| last.checked_add(1));
             if expected != Some(number) {
                 break;
@@ -71,19 +101,22 @@ impl TimelineWal {
         last
     }
 
-    /// The first missing segments at or behind `from` that have later ones behind them: a hole, not the end.
+    /// The first missing segments at or behind `from` that have later ones behind them, or are in conflict: a hole, not the end.
     #[must_use]
     pub fn first_gap(&self, from: u64) -> Option<RangeInclusive<u64>> {
         let missing = match self.last_before_gap(from) {
             Some(last) => last.checked_add(1)?,
             None => from,
         };
-        let behind = *self.segments.range(missing..).next()?.0;
-        Some(missing..=behind.checked_sub(1)?)
+        let last = match self.present_from(missing).next() {
+            Some(behind) => behind.checked_sub(1)?,
+            None => self.conflicts_in(missing..=u64::MAX).next_back()?,
+        };
+        Some(missing..=last)
     }
 }
 
-/// Missing segments of one timeline with later ones behind them; both ends are missing.
+/// Missing segments of one timeline with later ones behind them, or in conflict; both ends are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// The timeline.
@@ -92,14 +125,30 @@ pub struct Gap {
     pub first: SegmentName,
     /// The last missing segment.
     pub last: SegmentName,
+    /// The first of them that is archived and in conflict ([`TimelineWal::conflicts`]).
+    pub conflict: Option<SegmentName>,
+}
+
+impl Gap {
+    /// Whether the gap begins with a segment that is in conflict: the archive has a file of that name, so recovery would not stop there by
+    /// itself.
+    #[must_use]
+    pub fn begins_in_conflict(&self) -> bool {
+        self.conflict == Some(self.first)
+    }
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last {
-            write!(f, "{}", self.first)
-        } else {
-            write!(f, "{} to {}", self.first, self.last)
+        match (self.first == self.last, self.conflict) {
+            (true, None) => write!(f, "{}", self.first),
+            (true, Some(conflict)) => write!(f, "conflict at {conflict}, see quarantine"),
+            (false, None) => write!(f, "{} to {}", self.first, self.last),
+            (false, Some(conflict)) => write!(
+                f,
+                "{} to {} (conflict at {conflict}, see quarantine)",
+                self.first, self.last
+            ),
         }
     }
 }
@@ -111,7 +160,25 @@ mod tests {
     fn wal(numbers: &[u64]) -> TimelineWal {
         TimelineWal {
             segments: numbers.iter().map(|&number| (number, 100)).collect(),
+            conflicts: BTreeSet::new(),
         }
+    }
+
+    #[test]
+    fn a_segment_in_conflict_is_a_hole_even_at_the_end() {
+        let mut wal = wal(&[3, 4, 5, 8, 9]);
+        wal.conflicts = [4, 9].into();
+        assert!(wal.contains(3) && !wal.contains(4), "4 is in conflict");
+        assert_eq!(wal.runs(), [3..=3, 5..=5, 8..=8]);
+        assert_eq!(wal.last_before_gap(3), Some(3));
+        assert_eq!(wal.first_gap(3), Some(4..=4));
+        assert_eq!(wal.first_gap(5), Some(6..=7));
+        assert_eq!(
+            wal.first_gap(8),
+            Some(9..=9),
+            "nothing is behind it, and it is a hole"
+        );
+        assert_eq!(wal.last(), Some(9), "the archive does not end before it");
     }
 
     #[test]
@@ -139,5 +206,10 @@ mod tests {
         assert_eq!(wal.last_before_gap(u64::MAX), Some(u64::MAX));
         assert_eq!(wal.first_gap(u64::MAX), None);
         assert_eq!(wal.runs(), [u64::MAX..=u64::MAX]);
+        let conflict = TimelineWal {
+            conflicts: [u64::MAX].into(),
+            ..wal
+        };
+        assert_eq!(conflict.first_gap(u64::MAX), Some(u64::MAX..=u64::MAX));
     }
 }

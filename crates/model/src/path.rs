@@ -66,10 +66,9 @@ impl<'a> WalPath<'a> {
     }
 
     /// The first segment that the backup itself needs and that cannot be read.
-    pub(crate) fn missing_for(&self, backup: &BackupRecord) -> Option<SegmentName> {
+    pub(crate) fn missing_for(&self, backup: &BackupRecord) -> Option<Missing> {
         self.read(self.first_segment(backup), Self::last_byte(backup))
             .err()
-            .map(|missing| missing.name)
     }
 
     fn wal_of(&self, timeline: TimelineId) -> Option<&'a TimelineWal> {
@@ -133,13 +132,15 @@ impl<'a> WalPath<'a> {
 
     /// The first segment at or behind `first` that is there.
     fn next_present(&self, first: u64) -> Option<u64> {
-        self.pieces_from(first).find_map(|(timeline, range)| {
-            self.wal_of(timeline)?
-                .segments
-                .range(range)
-                .next()
-                .map(|(number, _)| *number)
-        })
+        self.pieces_from(first)
+            .find_map(|(timeline, range)| self.wal_of(timeline)?.first_present(range))
+    }
+
+    /// The segments at or behind `first` that are in conflict.
+    fn conflicts_from(&self, first: u64) -> impl Iterator<Item = u64> {
+        self.pieces_from(first)
+            .filter_map(|(timeline, range)| Some(self.wal_of(timeline)?.conflicts_in(range)))
+            .flatten()
     }
 
     /// The last segment of the last timeline; `None` where it has none.
@@ -149,18 +150,25 @@ impl<'a> WalPath<'a> {
         (last >= self.number_of(span.begin)).then_some(last)
     }
 
-    /// The missing segments at or behind `from` that have later ones behind them.
+    /// The missing segments at or behind `from` that have later ones behind them, or are in conflict.
     pub(crate) fn gap_from(&self, from: u64) -> Option<Gap> {
         let missing = match self.unbroken_until(from) {
             Some(last) => last.checked_add(1)?,
             None => from,
         };
-        let last = self.next_present(missing)?.checked_sub(1)?;
+        let last = match self.next_present(missing) {
+            Some(behind) => behind.checked_sub(1)?,
+            None => self.conflicts_from(missing).last()?,
+        };
+        let conflict = self.conflicts_from(missing).next();
         let first = self.name(missing);
         Some(Gap {
             timeline: first.timeline,
             first,
             last: self.name(last),
+            conflict: conflict
+                .filter(|conflict| *conflict <= last)
+                .map(|conflict| self.name(conflict)),
         })
     }
 
@@ -216,20 +224,21 @@ impl<'a> WalPath<'a> {
             if wal.is_some_and(|wal| wal.contains(number)) {
                 return Ok(span.timeline);
             }
-            let name = SegmentName::from_number(span.timeline, number, self.catalog.segment_size);
-            let hole = wal.and_then(|wal| wal.first_gap(number)).map(|hole| Gap {
-                timeline: span.timeline,
-                first: name,
-                last: SegmentName::from_number(
-                    span.timeline,
-                    *hole.end(),
-                    self.catalog.segment_size,
-                ),
+            let name =
+                |number| SegmentName::from_number(span.timeline, number, self.catalog.segment_size);
+            let hole = wal.and_then(|wal| {
+                let hole = wal.first_gap(number)?;
+                Some(Gap {
+                    timeline: span.timeline,
+                    first: name(number),
+                    last: name(*hole.end()),
+                    conflict: wal.conflicts_in(hole).next().map(name),
+                })
             });
             if hole.is_some() || byte >= span.begin {
                 return Err(Missing {
                     number,
-                    name,
+                    name: name(number),
                     gap: hole.or_else(|| self.gap_from(number)),
                 });
             }
@@ -253,4 +262,11 @@ pub(crate) struct Missing {
     pub(crate) name: SegmentName,
     /// The hole that begins with it; `None` where nothing is behind it.
     pub(crate) gap: Option<Gap>,
+}
+
+impl Missing {
+    /// Whether it is archived, and in conflict.
+    pub(crate) fn in_conflict(&self) -> bool {
+        self.gap.is_some_and(|gap| gap.begins_in_conflict())
+    }
 }

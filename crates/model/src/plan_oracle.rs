@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use walden_pg::{Lsn, TimelineId};
 
 use crate::catalog::Catalog;
+use crate::note::Note;
 use crate::plan::{PlanOptions, RecoveryPlan};
 use crate::records::{BackupRecord, WalRange};
 use crate::sample::{SEGMENT, backup, catalog, lsn, time};
@@ -55,6 +56,12 @@ fn recover(
             .get(timeline)
             .is_some_and(|wal| wal.segments.contains_key(&number))
     };
+    let in_conflict = |timeline: &TimelineId, number: u64| {
+        catalog
+            .wal
+            .get(timeline)
+            .is_some_and(|wal| wal.conflicts.contains(&number))
+    };
     let has_later = |timeline: &TimelineId, number: u64| {
         catalog
             .wal
@@ -67,6 +74,9 @@ fn recover(
         for (asked, begin) in asked_for(catalog, timeline) {
             if begin > number {
                 continue;
+            }
+            if in_conflict(&asked, number) {
+                return None; // It would read another server's WAL.
             }
             if has(&asked, number) {
                 found = Some(asked);
@@ -152,6 +162,7 @@ prop_compose! {
         forks in proptest::collection::vec((any::<prop::sample::Index>(), 1..LOG - 100, any::<bool>()), 0..4),
         ends in proptest::collection::vec(prop_oneof![1 => 0_u64..4, 4 => 3_u64..12], 4),
         holes in proptest::collection::vec((0_u32..4, 0_u64..9), 0..4),
+        conflicts in proptest::collection::vec((0_u32..4, 0_u64..14), 0..3),
         backups in proptest::collection::vec((any::<prop::sample::Index>(), 0..LOG - 20, 1_u64..150, any::<bool>()), 0..7),
     ) -> Catalog {
         let mut begins = vec![0];
@@ -173,6 +184,12 @@ prop_compose! {
         }
         let borrowed: Vec<(u32, &[u64])> = wal.iter().map(|(timeline, segments)| (*timeline, segments.as_slice())).collect();
         let mut catalog = catalog(&borrowed, &tree);
+        for (timeline, segment) in conflicts {
+            let wal = catalog.wal.get_mut(&TimelineId(timeline + 1));
+            if let Some(wal) = wal.filter(|wal| wal.segments.contains_key(&segment)) {
+                wal.conflicts.insert(segment);
+            }
+        }
         for (number, (which, at, length, broken)) in (1_u32..).zip(backups) {
             let timeline = which.index(begins.len());
             let timeline_id = u32::try_from(timeline).unwrap() + 1;
@@ -390,6 +407,24 @@ proptest! {
                 .min()
                 .unwrap();
             prop_assert_eq!(recover(&catalog, plan.timeline, plan.backup.start_lsn, until), Some(read));
+            let told = plan.notes.iter().any(|note| matches!(note, Note::GapBehind(_)));
+            let through = recover(&catalog, plan.timeline, plan.backup.start_lsn, end(&catalog, plan.timeline).unwrap());
+            prop_assert_eq!(told, through.is_none(), "the server may have been idle up to the archive's end: {:?}", plan.notes);
+        }
+    }
+
+    #[test]
+    fn without_its_history_file_a_newer_timeline_is_never_passed_by(mut catalog in archives(), lost in 2_u32..5) {
+        catalog.histories.remove(&TimelineId(lost));
+        let resolved = newest(&catalog);
+        let lost = TimelineId(lost);
+        let guessed = resolved.is_some_and(|resolved| lost > resolved && has_wal(&catalog, lost));
+        match plan(&catalog, TargetKind::Latest, TargetTimeline::Latest) {
+            Ok(plan) => prop_assert!(!guessed, "timeline {lost} was passed by for {}", plan.timeline),
+            Err(Unreachable::MissingHistory(missing)) => {
+                prop_assert!(guessed || resolved == Some(missing.timeline), "refused without need: {missing}");
+            }
+            Err(other) => prop_assert!(!guessed, "{other}, but the way to timeline {lost} is unknown"),
         }
     }
 

@@ -272,7 +272,7 @@ pub struct WalRange {
 }
 
 /// Transactions as `pg_current_snapshot()` shows them, by their 64-bit ids. An id below `xmax` that is not in `in_progress`
-/// had ended.
+/// had ended; of a standby, whose snapshots list none, that is only known below `xmin`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The oldest that was running.

@@ -2,10 +2,10 @@
 
 use walden_pg::{SystemIdentifier, TimelineId};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, DamagedDocument};
 use crate::note::Note;
 use crate::plan::{PlanOptions, RecoveryPlan};
-use crate::records::RandomId;
+use crate::records::{RandomId, Snapshot};
 use crate::sample::{
     backup, broken, catalog, forked, id, lsn, on, plan, plan_with, refusal, runs, size, time, whole,
 };
@@ -216,6 +216,188 @@ fn a_backup_off_the_way_and_a_timeline_without_backup_are_named() {
             id(2)
         )),
         "{refused}"
+    );
+}
+
+/// [`whole`] with this segment in conflict.
+fn conflict(segment: u64) -> Catalog {
+    let mut catalog = whole();
+    let wal = catalog.wal.get_mut(&TimelineId(1)).unwrap();
+    wal.conflicts.insert(segment);
+    catalog
+}
+
+#[test]
+fn what_needs_a_segment_in_conflict_is_refused_and_what_does_not_is_planned() {
+    let catalog = conflict(8);
+    assert_eq!(
+        refusal(plan(&catalog, TargetKind::Latest)),
+        format!(
+            "WAL is in conflict on the way from backup {} to the end of the archived WAL: conflict at 000000010000000000000008, see \
+             quarantine: another file of that name was set aside there, and nobody can tell which of the two is this cluster's. What \
+             lies before can be reached, surely with --target-lsn 0/700000; what lies behind can be reached once a new backup is \
+             taken, from its end on",
+            id(2)
+        )
+    );
+    assert!(plan(&catalog, TargetKind::Lsn(lsn(799))).is_ok());
+    assert!(plan(&catalog, TargetKind::Lsn(lsn(800))).is_err());
+    let window = catalog.window(&catalog.backups[1]).unwrap();
+    assert_eq!((window.until, window.whole), (lsn(800), true));
+    assert_eq!(
+        window.first_gap.unwrap().to_string(),
+        "conflict at 000000010000000000000008, see quarantine"
+    );
+    let refused = refusal(plan_with(&catalog, TargetKind::Time(time(700)), 2));
+    assert!(
+        refused.starts_with("WAL is in conflict") && !refused.contains("name the backup"),
+        "recovery would not stop at it, so a chosen backup does not help: {refused}"
+    );
+
+    let mut catalog = conflict(8);
+    catalog.backups.push(backup(3, 1, 910, 950));
+    let plan = plan(&catalog, TargetKind::Latest).unwrap();
+    assert_eq!(plan.backup.backup_id, id(3), "the way out: a backup behind");
+}
+
+#[test]
+fn the_last_segment_in_conflict_is_not_the_archives_end() {
+    let catalog = conflict(9);
+    let refused = refusal(plan(&catalog, TargetKind::Latest));
+    assert!(refused.starts_with("WAL is in conflict"), "{refused}");
+    let window = catalog.window(&catalog.backups[1]).unwrap();
+    assert_eq!(window.until, lsn(900));
+    assert!(window.first_gap.is_some_and(|gap| gap.begins_in_conflict()));
+    assert_eq!(catalog.conflicts(), [window.first_gap.unwrap().first]);
+}
+
+#[test]
+fn a_gap_that_holds_a_conflict_is_a_gap_and_says_so() {
+    let mut catalog = conflict(8);
+    catalog
+        .wal
+        .get_mut(&TimelineId(1))
+        .unwrap()
+        .segments
+        .remove(&7);
+    let refused = refusal(plan(&catalog, TargetKind::Latest));
+    assert!(
+        refused.starts_with("WAL is missing")
+            && refused.contains(
+                "000000010000000000000007 to 000000010000000000000008 (conflict at 000000010000000000000008, see quarantine)"
+            ),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_backup_whose_own_wal_is_in_conflict_is_broken() {
+    let catalog = conflict(6);
+    assert!(!catalog.window(&catalog.backups[1]).unwrap().whole);
+    let refused = refusal(plan_with(&catalog, TargetKind::Immediate, 2));
+    assert!(
+        refused.ends_with(
+            "the WAL segment 000000010000000000000006, without which it never becomes consistent, is in conflict: another file of that \
+             name was set aside in quarantine, and nobody can tell which is this cluster's: choose another backup, or take a new one"
+        ),
+        "{refused}"
+    );
+    let plan = plan(&catalog, TargetKind::Immediate).unwrap();
+    assert_eq!(plan.backup.backup_id, id(1));
+}
+
+#[test]
+fn an_idle_server_may_have_no_commit_before_the_later_backup_so_the_gap_behind_it_is_told() {
+    let broken = plan(&broken(), TargetKind::Time(time(600))).unwrap();
+    assert_eq!(broken.backup.backup_id, id(1));
+    let told = |plan: &RecoveryPlan| {
+        let mut notes = plan.notes.iter();
+        notes.find_map(|note| match note {
+            Note::GapBehind(gap) => Some(gap.first.to_string()),
+            _ => None,
+        })
+    };
+    let first = "000000010000000000000007";
+    assert_eq!(told(&broken).as_deref(), Some(first), "{:?}", broken.notes);
+    let whole = plan(&whole(), TargetKind::Time(time(600))).unwrap();
+    assert_eq!(told(&whole), None, "there is none");
+}
+
+#[test]
+fn the_newest_timeline_is_never_passed_by_because_nobody_knows_where_it_comes_from() {
+    let mut catalog = forked();
+    catalog.histories.clear();
+    let expected = "the history file 00000002.history is not in the repository, so the way to timeline 2 is unknown: archive it, on a \
+                    server that has been on this timeline, with walden-wal-push PGDATA/pg_wal/00000002.history, or choose another \
+                    timeline with --target-timeline";
+    assert_eq!(refusal(plan(&catalog, TargetKind::Latest)), expected);
+    assert_eq!(
+        refusal(plan_with(&catalog, TargetKind::Latest, 1)),
+        expected,
+        "a chosen backup does not choose the timeline"
+    );
+    for backup in &catalog.backups {
+        assert_eq!(
+            catalog.window(backup).unwrap_err().to_string(),
+            expected,
+            "a window of the parent would be a guess"
+        );
+    }
+    assert!(
+        on(&catalog, TargetKind::Latest, 1).is_ok(),
+        "a chosen timeline is no guess"
+    );
+
+    let key = "main/7302911111111111111/wal/00000002.history.zst";
+    catalog.damaged_documents.push(DamagedDocument {
+        key: key.to_owned(),
+        why: "a flipped bit".to_owned(),
+    });
+    assert_eq!(
+        refusal(plan(&catalog, TargetKind::Latest)),
+        format!(
+            "the history file 00000002.history is damaged in the repository, so the way to timeline 2 is unknown: move {key} out of the \
+             repository and archive it, on a server that has been on this timeline, with walden-wal-push \
+             PGDATA/pg_wal/00000002.history, or choose another timeline with --target-timeline"
+        )
+    );
+
+    catalog.wal.remove(&TimelineId(2));
+    assert!(
+        plan(&catalog, TargetKind::Latest).is_ok(),
+        "without WAL there is nothing that would be lost"
+    );
+}
+
+#[test]
+fn a_standbys_snapshot_does_not_tell_which_transactions_ran() {
+    let mut catalog = whole();
+    for (backup, from_standby) in catalog.backups.iter_mut().zip([false, true]) {
+        backup.from_standby = from_standby;
+        backup.snapshot = Some(Snapshot {
+            xmin: if from_standby { 740 } else { 700 },
+            xmax: if from_standby { 745 } else { 700 },
+            in_progress: vec![],
+        });
+    }
+    for (xid, expected) in [(745, 2), (744, 1), (740, 1), (739, 1)] {
+        let plan = plan(&catalog, TargetKind::Xid(xid)).unwrap();
+        assert_eq!(plan.backup.backup_id, id(expected), "transaction {xid}");
+    }
+    catalog.backups.remove(0);
+    let refused = refusal(plan(&catalog, TargetKind::Xid(742)));
+    assert!(
+        refused.starts_with("no backup tells whether transaction 742 had ended"),
+        "{refused}"
+    );
+    assert!(
+        plan_with(&catalog, TargetKind::Xid(742), 2).is_ok(),
+        "the person has chosen"
+    );
+    let refused = refusal(plan(&catalog, TargetKind::Xid(739)));
+    assert!(
+        refused.starts_with("--target-xid 739 lies before the end"),
+        "below xmin it is known: {refused}"
     );
 }
 

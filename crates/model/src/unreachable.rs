@@ -89,6 +89,8 @@ pub enum CannotReach {
     ObjectsMissing(Vec<String>),
     /// WAL without which it cannot be restored at all.
     OwnWalMissing(SegmentName),
+    /// WAL without which it cannot be restored at all is archived, and may be another server's.
+    OwnWalInConflict(SegmentName),
 }
 
 impl fmt::Display for CannotReach {
@@ -115,15 +117,22 @@ impl fmt::Display for CannotReach {
                     "the WAL segment {segment}, without which it never becomes consistent, is not in the repository: choose another backup"
                 )
             }
+            Self::OwnWalInConflict(segment) => write!(
+                f,
+                "the WAL segment {segment}, without which it never becomes consistent, is in conflict: another file of that name was set \
+                 aside in quarantine, and nobody can tell which is this cluster's: choose another backup, or take a new one"
+            ),
         }
     }
 }
 
-/// Segments on the way to a target are missing.
+/// Segments on the way to a target are missing, or in conflict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "WAL is missing on the way from backup {backup} to {target}: {gap}. What lies before can be reached, surely with {before}{}",
-    behind_text(behind.as_ref(), *may_lie_before)
+    "{} on the way from backup {backup} to {target}: {gap}{}. What lies before can be reached, surely with {before}{}",
+    if gap.begins_in_conflict() { "WAL is in conflict" } else { "WAL is missing" },
+    conflict_text(gap),
+    behind_text(gap, behind.as_ref(), *may_lie_before)
 )]
 pub struct GapOnTheWay {
     /// What was asked for.
@@ -295,13 +304,26 @@ fn unfinished_text(unfinished: usize) -> String {
     }
 }
 
-fn behind_text(behind: Option<&Candidate>, may_lie_before: bool) -> String {
+fn conflict_text(gap: &Gap) -> &'static str {
+    match gap.conflict {
+        Some(_) => {
+            ": another file of that name was set aside there, and nobody can tell which of the two is this cluster's"
+        }
+        None => "",
+    }
+}
+
+fn behind_text(gap: &Gap, behind: Option<&Candidate>, may_lie_before: bool) -> String {
     let mut text = String::new();
     if let Some(behind) = behind {
         text.push_str(&format!(
             "; what lies behind can be reached from {} on, with backup {behind}",
             behind.stop_lsn
         ));
+    } else if gap.conflict.is_some() {
+        text.push_str(
+            "; what lies behind can be reached once a new backup is taken, from its end on",
+        );
     }
     if may_lie_before {
         text.push_str(

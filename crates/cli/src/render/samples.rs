@@ -85,6 +85,7 @@ pub fn listing() -> Listing {
         timeline: TimelineId(2),
         first: segment(2, 9),
         last: segment(2, 10),
+        conflict: None,
     };
     Listing {
         cluster: "main".parse().expect("a name"),
