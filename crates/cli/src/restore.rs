@@ -33,6 +33,7 @@ pub(crate) fn run(
         system: arguments.system_identifier,
         backup: arguments.backup,
         target_directory,
+        original: settings.pgdata,
         tablespace_map: arguments
             .tablespace_map
             .into_iter()
@@ -48,28 +49,40 @@ pub(crate) fn run(
         print(&plan_text(&planned, arguments.json)?)?;
         return Ok(common::OK);
     }
-    // Rendered before it is carried out, which takes it: a person reads it meanwhile, a program gets it when all is done.
-    let recovery = planned.plan.clone();
-    let json = arguments.json.then(|| json(&planned, true)).transpose()?;
-    if json.is_none() {
+    if !arguments.json {
         print(&plan_text(&planned, false)?)?;
     }
+    // Carrying it out takes it.
+    let mut recovery = planned.plan.clone();
+    let places = planned.places.clone();
+    let (other_systems, as_root) = (planned.other_systems.clone(), planned.as_root);
     let progress = progress::on_standard_error();
     let report = call(restore(planned, progress))?;
-    print(&json.unwrap_or_else(|| report_text(&report, &recovery)))?;
+    if arguments.json {
+        recovery.notes.extend(report.notes.iter().cloned());
+        let destination = Destination {
+            directory: &places.data,
+            wal: places.wal.as_deref(),
+            extras: report.extras.as_deref(),
+            tablespaces: &places.tablespaces,
+            other_systems: &other_systems,
+            as_root,
+        };
+        let page = render::plan_json(&recovery, &destination, true).map_err(Problem::failure)?;
+        print(&page)?;
+    } else {
+        print(&report_text(&report, &recovery))?;
+    }
     Ok(common::OK)
 }
 
 fn plan_text(planned: &PlannedRestore, as_json: bool) -> Result<String, Problem> {
+    let destination = destination(planned);
     if as_json {
-        json(planned, false)
+        render::plan_json(&planned.plan, &destination, false).map_err(Problem::failure)
     } else {
-        Ok(render::plan_page(&planned.plan, &destination(planned)))
+        Ok(render::plan_page(&planned.plan, &destination))
     }
-}
-
-fn json(planned: &PlannedRestore, restored: bool) -> Result<String, Problem> {
-    render::plan_json(&planned.plan, &destination(planned), restored).map_err(Problem::failure)
 }
 
 fn destination(planned: &PlannedRestore) -> Destination<'_> {
@@ -99,6 +112,9 @@ fn report_text(report: &RestoreReport, plan: &RecoveryPlan) -> String {
     }
     for added in &report.added {
         let _ = writeln!(text, "added {}", added.display());
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "{note}");
     }
     let _ = writeln!(
         text,
@@ -153,6 +169,8 @@ fn shell_word(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use walden_model::Note;
+
     use super::*;
     use crate::render::samples;
 
@@ -185,12 +203,15 @@ mod tests {
             bytes: 16 << 20,
             extras: Some("/restored here.extras".into()),
             added: vec!["/restored here/recovery.signal".into()],
+            notes: vec![Note::ArchivesNotYet],
         };
         assert_eq!(
             report_text(&report, &samples::plan()),
             "\nrestored 1234 files, 16 MB, each verified, into /restored here\n\
              configuration from outside the data directory lies in /restored here.extras\n\
              added /restored here/recovery.signal\n\
+             Started with the postgresql.conf that was made in the data directory, the copy does NOT archive: neither the server's own \
+             postgresql.conf nor postgresql.auto.conf says how. Set archive_mode = on and archive_command in it before you start it.\n\
              PostgreSQL 17 recovers when it is started: pg_ctl start -D '/restored here'\n"
         );
     }

@@ -24,7 +24,7 @@ pub use file_map::{Extent, FileBody, FileContent, FileEntry, FileEntryError};
 pub use framed::{FrameEntry, Head, HeadKind, Tail, Writer};
 pub use keys::{BackupId, ClusterName, SystemKeys, WalName};
 pub use note::Note;
-pub use plan::{PlanOptions, RecoveryPlan, Signal, WalRun};
+pub use plan::{GUARDS, PlanOptions, RecoveryPlan, Signal, WalRun, main_configuration};
 pub use records::{
     AbandonedDocument, BackupKind, BackupRecord, CommitDocument, ControlSettings, DamagedBlock,
     Encryption, IdentityDocument, PackRef, RandomId, RepositoryDocument, SegmentRange, ShardRef,

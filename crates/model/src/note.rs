@@ -18,13 +18,35 @@ pub enum Note {
     /// Without a target, recovery ends with the archive and the cluster accepts writes on a new timeline.
     OpensAtEnd,
     /// A standby goes on asking the archive for WAL.
-    StaysStandby,
+    StaysStandby {
+        /// Whether it also follows to a timeline that begins later.
+        follows: bool,
+    },
     /// The settings of the target stay until they are taken out.
     ResetSettings,
     /// The copy does not archive.
     ArchivingOff,
     /// The copy archives into this repository.
-    ArchivingOn,
+    ArchivingOn {
+        /// The server's `postgresql.conf`, where that was kept outside PGDATA.
+        configuration: Option<String>,
+    },
+    /// With which settings the copy archives, where a `postgresql.conf` had to be made for it.
+    ArchivesWith {
+        /// `archive_command`, or `archive_library` where that is set.
+        command: String,
+    },
+    /// The `postgresql.conf` that had to be made says nothing of archiving, although the copy takes over.
+    ArchivesNotYet,
+    /// The copy's subscriptions do not run.
+    SubscriptionsOff,
+    /// What else in the original's configuration acts in the copy.
+    OtherJobs,
+    /// Replay makes tablespaces at their original places.
+    NewTablespaces {
+        /// Whether the copy takes the original's place.
+        take_over: bool,
+    },
     /// Unlogged tables are not in the WAL.
     UnloggedTables,
     /// Replication slots are not in a backup.
@@ -72,17 +94,57 @@ impl fmt::Display for Note {
             Self::OpensAtEnd => f.write_str(
                 "There is no target: PostgreSQL replays all archived WAL, then ends recovery and accepts writes, on a new timeline.",
             ),
-            Self::StaysStandby => f.write_str("The copy is a standby: it goes on asking the archive for WAL until it is promoted."),
+            Self::StaysStandby { follows: true } => f.write_str(
+                "The copy is a standby: it goes on asking the archive for WAL until it is promoted. It follows a failover, on to the timeline that \
+                 begins there (recovery_target_timeline = 'latest'); every other restore gets its timeline's number, so that the history of a \
+                 test clone cannot lead it elsewhere.",
+            ),
+            Self::StaysStandby { follows: false } => f.write_str(
+                "The copy is a standby: it goes on asking the archive for WAL until it is promoted. It does not follow a failover: for that, \
+                 ALTER SYSTEM SET recovery_target_timeline = 'latest' and restart it.",
+            ),
             Self::ResetSettings => f.write_str(
-                "The recovery settings stay in postgresql.auto.conf and do no harm while no signal file is there; to take them out after \
-                 recovery: ALTER SYSTEM RESET restore_command, and so for each recovery_target setting.",
+                "The recovery settings stay in postgresql.auto.conf and do no harm while no signal file is there. A comment in that file has \
+                 the line for psql that takes them all out after recovery.",
             ),
             Self::ArchivingOff => f.write_str(
-                "The copy does not archive (archive_mode = off), so that it cannot mix its WAL into the original's. If it is the new primary, \
-                 restore with --take-over, or ALTER SYSTEM RESET archive_mode and restart.",
+                "The copy does not archive (archive_mode = off), so that it cannot mix its WAL into the original's, and waits for no synchronous \
+                 standby. If it is the new primary, restore with --take-over; postgresql.auto.conf also has the line that takes these settings out.",
             ),
-            Self::ArchivingOn => f.write_str(
+            Self::ArchivingOn { configuration: None } => f.write_str(
                 "The copy takes over: it archives as its configuration says. The original must not run any more.",
+            ),
+            Self::ArchivingOn { configuration: Some(file) } => write!(
+                f,
+                "The copy takes over: it archives as its configuration says. The original must not run any more. The server had that in {file}, \
+                 outside its data directory. Put it back there and start the copy with it; or start the copy with a small postgresql.conf \
+                 that this restore makes in the data directory, where there is none: it has {file}'s archive_mode, archive_command and \
+                 archive_library, but nothing that {file} includes.",
+            ),
+            Self::ArchivesWith { command } => write!(
+                f,
+                "Started with the postgresql.conf that was made in the data directory, the copy archives with: {command}"
+            ),
+            Self::ArchivesNotYet => f.write_str(
+                "Started with the postgresql.conf that was made in the data directory, the copy does NOT archive: neither the server's own \
+                 postgresql.conf nor postgresql.auto.conf says how. Set archive_mode = on and archive_command in it before you start it.",
+            ),
+            Self::SubscriptionsOff => f.write_str(
+                "Subscriptions do not run in the copy (max_logical_replication_workers = 0): they would take the changes that the original's \
+                 wait for. Before DROP SUBSCRIPTION there: ALTER SUBSCRIPTION ... DISABLE, then ... SET (slot_name = NONE), or it drops the \
+                 original's slot.",
+            ),
+            Self::OtherJobs => f.write_str(
+                "All else acts as the original's configuration says: libraries of shared_preload_libraries run their jobs (pg_cron) in the copy \
+                 too, once it accepts writes, and log_directory and external_pid_file may be the original's. Look through it before the start.",
+            ),
+            Self::NewTablespaces { take_over: true } => f.write_str(
+                "A tablespace that was made after the backup is made again by the replay, at its original path, where a directory must be. What \
+                 lies there is taken over.",
+            ),
+            Self::NewTablespaces { take_over: false } => f.write_str(
+                "A tablespace that was made after the backup is made again by the replay, at its original path, where a directory must be; \
+                 --tablespace-map cannot move it. Never start the copy where that is another server's tablespace.",
             ),
             Self::UnloggedTables => f.write_str("Unlogged tables come back empty."),
             Self::SlotsLost => f.write_str("Replication slots are lost: make them again for the standbys and subscribers that need them."),

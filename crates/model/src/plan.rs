@@ -24,6 +24,17 @@ pub struct PlanOptions {
     pub restore_command: String,
 }
 
+/// Settings that keep a copy away from the original; a server that takes the original's place does without them. All count from the next
+/// start on (guc_tables.c, `PGC_POSTMASTER`), but for `synchronous_standby_names`.
+pub const GUARDS: [(&str, &str); 3] = [
+    // Its WAL would get mixed into the original's.
+    ("archive_mode", "off"),
+    // Its subscriptions would take the changes for which the original's wait (logical/launcher.c, `ApplyLauncherRegister`).
+    ("max_logical_replication_workers", "0"),
+    // Its commits would wait for the original's standbys.
+    ("synchronous_standby_names", ""),
+];
+
 /// Consecutive segments of one timeline; both ends belong to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalRun {
@@ -80,6 +91,8 @@ pub struct RecoveryPlan {
     pub settings: Vec<(String, String)>,
     /// The signal file.
     pub signal: Signal,
+    /// Whether the copy takes the original's place.
+    pub take_over: bool,
     /// What the person must know.
     pub notes: Vec<Note>,
 }
@@ -109,6 +122,18 @@ impl RecoveryPlan {
                     .map_or(0, |wal| wal.stored_bytes(range.first..=range.last)),
             })
             .collect();
+        let newer = newer_timelines(catalog, target, choice.timeline);
+        // `latest` is what a standby looks for anew when the archive's timeline ends (xlogrecovery.c, `rescanLatestTimeLine`). It follows
+        // whatever has the highest number, also what does not descend from the backup: then the server would not start.
+        let follows = options.standby
+            && target.kind == TargetKind::Latest
+            && target.timeline == TargetTimeline::Latest
+            && newer.is_empty();
+        let timeline = if follows {
+            "latest".to_owned()
+        } else {
+            choice.timeline.to_string()
+        };
         Ok(Self {
             backup: choice.backup.clone(),
             target: target.clone(),
@@ -117,13 +142,14 @@ impl RecoveryPlan {
             wal,
             restore_size: choice.backup.cluster_size,
             stored_size: choice.backup.stored_size,
-            settings: settings(&target.kind, target, choice.timeline, options),
+            settings: settings(&target.kind, target, timeline, options),
             signal: if options.standby {
                 Signal::Standby
             } else {
                 Signal::Recovery
             },
-            notes: notes(catalog, target, options, choice),
+            take_over: options.take_over,
+            notes: notes(newer, follows, target, options, choice),
         })
     }
 
@@ -141,7 +167,7 @@ impl RecoveryPlan {
 fn settings(
     kind: &TargetKind,
     target: &RecoveryTarget,
-    timeline: TimelineId,
+    timeline: String,
     options: &PlanOptions,
 ) -> Vec<(String, String)> {
     const KINDS: [&str; 5] = [
@@ -159,7 +185,14 @@ fn settings(
         TargetKind::Xid(xid) => Some(("recovery_target_xid", xid.to_string())),
         TargetKind::Name(name) => Some(("recovery_target_name", name.clone())),
     };
-    let mut settings = vec![("restore_command", options.restore_command.clone())];
+    let mut settings = vec![
+        ("restore_command", options.restore_command.clone()),
+        // These would remove from the archive, or announce, what is the original's to remove or announce.
+        ("archive_cleanup_command", String::new()),
+        ("recovery_end_command", String::new()),
+        // Without it a pause at the target is a shutdown (xlogrecovery.c, `PerformWalRecovery`).
+        ("hot_standby", "on".to_owned()),
+    ];
     let other = |name: &&str| chosen.as_ref().is_none_or(|(chosen, _)| chosen != name);
     settings.extend(
         KINDS
@@ -172,14 +205,15 @@ fn settings(
         "recovery_target_inclusive",
         if target.inclusive { "on" } else { "off" }.to_owned(),
     ));
-    settings.push(("recovery_target_timeline", timeline.to_string()));
+    settings.push(("recovery_target_timeline", timeline));
     settings.push(("recovery_target_action", target.action.to_string()));
-    if !options.take_over {
-        settings.push(("archive_mode", "off".to_owned()));
-    }
     if !options.standby {
+        settings.push(("recovery_min_apply_delay", "0".to_owned()));
         settings.push(("primary_conninfo", String::new()));
         settings.push(("primary_slot_name", String::new()));
+    }
+    if !options.take_over {
+        settings.extend(GUARDS.map(|(name, value)| (name, value.to_owned())));
     }
     settings
         .into_iter()
@@ -187,21 +221,30 @@ fn settings(
         .collect()
 }
 
-fn notes(
+/// Timelines that nobody named and that a restore along this one passes by.
+fn newer_timelines(
     catalog: &Catalog,
+    target: &RecoveryTarget,
+    timeline: TimelineId,
+) -> Vec<TimelineId> {
+    catalog
+        .timelines()
+        .into_iter()
+        .filter(|other| *other > timeline && target.timeline == TargetTimeline::Latest)
+        .collect()
+}
+
+fn notes(
+    newer: Vec<TimelineId>,
+    follows: bool,
     target: &RecoveryTarget,
     options: &PlanOptions,
     choice: Choice<'_>,
 ) -> Vec<Note> {
     let backup = choice.backup;
     let mut notes = choice.notes;
-    let others: Vec<TimelineId> = catalog
-        .timelines()
-        .into_iter()
-        .filter(|timeline| *timeline > choice.timeline && target.timeline == TargetTimeline::Latest)
-        .collect();
-    if !others.is_empty() {
-        notes.push(Note::OtherTimelines(others));
+    if !newer.is_empty() {
+        notes.push(Note::OtherTimelines(newer));
     }
     if matches!(
         target.kind,
@@ -213,14 +256,19 @@ fn notes(
         notes.push(Note::DamagedBlocks(backup.damaged_blocks));
     }
     notes.push(match (&target.kind, options.standby) {
-        (TargetKind::Latest, true) => Note::StaysStandby,
+        (TargetKind::Latest, true) => Note::StaysStandby { follows },
         (TargetKind::Latest, false) => Note::OpensAtEnd,
         _ => Note::AtTarget(target.action),
     });
-    notes.push(if options.take_over {
-        Note::ArchivingOn
+    if options.take_over {
+        notes.push(Note::ArchivingOn {
+            configuration: main_configuration(&backup.extras).map(str::to_owned),
+        });
     } else {
-        Note::ArchivingOff
+        notes.extend([Note::ArchivingOff, Note::SubscriptionsOff, Note::OtherJobs]);
+    }
+    notes.push(Note::NewTablespaces {
+        take_over: options.take_over,
     });
     notes.extend([Note::ResetSettings, Note::UnloggedTables, Note::SlotsLost]);
     notes.push(Note::MustFit {
@@ -231,4 +279,14 @@ fn notes(
     }
     notes.push(Note::ParametersNeeded(backup.control.clone()));
     notes
+}
+
+/// The server's own `postgresql.conf` among configuration files from outside PGDATA, where exactly one has that name.
+#[must_use]
+pub fn main_configuration(extras: &[String]) -> Option<&str> {
+    let mut named = extras
+        .iter()
+        .filter(|path| path.ends_with("/postgresql.conf"));
+    let first = named.next()?;
+    named.next().is_none().then_some(first)
 }

@@ -2,13 +2,14 @@
 
 use walden_pg::TimelineId;
 
+use crate::catalog::Catalog;
 use crate::note::Note;
-use crate::plan::{PlanOptions, RecoveryPlan, Signal};
+use crate::plan::{PlanOptions, RecoveryPlan, Signal, main_configuration};
 use crate::records::{BackupRecord, Snapshot};
 use crate::sample::{
     backup, catalog, forked, id, lsn, on, plan, plan_with, refusal, runs, target, time, whole,
 };
-use crate::target::{RecoveryTarget, TargetAction, TargetKind};
+use crate::target::{RecoveryTarget, TargetAction, TargetKind, TargetTimeline};
 use crate::unreachable::CannotReach;
 
 #[test]
@@ -54,6 +55,9 @@ fn empty_settings_of_the_other_targets_stand_before_the_real_one() {
         settings,
         [
             "restore_command=walden-wal-fetch %f %p",
+            "archive_cleanup_command=",
+            "recovery_end_command=",
+            "hot_standby=on",
             "recovery_target=",
             "recovery_target_time=",
             "recovery_target_xid=",
@@ -62,9 +66,12 @@ fn empty_settings_of_the_other_targets_stand_before_the_real_one() {
             "recovery_target_inclusive=off",
             "recovery_target_timeline=1",
             "recovery_target_action=pause",
-            "archive_mode=off",
+            "recovery_min_apply_delay=0",
             "primary_conninfo=",
             "primary_slot_name=",
+            "archive_mode=off",
+            "max_logical_replication_workers=0",
+            "synchronous_standby_names=",
         ]
     );
     assert_eq!(plan.signal, Signal::Recovery);
@@ -110,7 +117,7 @@ fn each_kind_of_target_has_its_setting_and_no_other() {
                 .iter()
                 .filter(|(_, value)| value.is_empty())
                 .count(),
-            1 + 4 + 2,
+            1 + 4 + 5,
             "{:?}",
             plan.settings
         );
@@ -122,7 +129,7 @@ fn each_kind_of_target_has_its_setting_and_no_other() {
             .iter()
             .filter(|(_, value)| value.is_empty())
             .count(),
-        1 + 5 + 2,
+        1 + 5 + 5,
         "{:?}",
         latest.settings
     );
@@ -142,17 +149,87 @@ fn a_standby_keeps_its_connection_and_a_new_primary_archives() {
         .iter()
         .map(|(name, _)| name.as_str())
         .collect();
-    for absent in ["primary_conninfo", "primary_slot_name", "archive_mode"] {
+    for absent in [
+        "primary_conninfo",
+        "primary_slot_name",
+        "recovery_min_apply_delay",
+        "archive_mode",
+        "max_logical_replication_workers",
+        "synchronous_standby_names",
+    ] {
         assert!(
             !names.contains(&absent),
             "{absent} must be left alone: {names:?}"
         );
     }
     assert!(
-        plan.notes.contains(&Note::ArchivingOn) && plan.notes.contains(&Note::StaysStandby),
+        !plan.notes.contains(&Note::ArchivingOff),
         "{:?}",
         plan.notes
     );
+}
+
+/// The timeline of a standby's settings, and whether its note says that it follows a failover.
+fn standby_along(catalog: &Catalog, target: &RecoveryTarget) -> (String, Option<bool>) {
+    let options = PlanOptions {
+        standby: true,
+        ..PlanOptions::default()
+    };
+    let plan = RecoveryPlan::build(catalog, target, &options).unwrap();
+    let mut settings = plan.settings.into_iter();
+    let (_, timeline) = settings
+        .find(|(name, _)| name == "recovery_target_timeline")
+        .unwrap();
+    let follows = plan.notes.iter().find_map(|note| match note {
+        Note::StaysStandby { follows } => Some(*follows),
+        _ => None,
+    });
+    (timeline, follows)
+}
+
+#[test]
+fn a_standby_follows_a_failover_unless_it_was_told_a_timeline_or_passes_one_by() {
+    let newest = RecoveryTarget::default();
+    let latest = ("latest".to_owned(), Some(true));
+    assert_eq!(standby_along(&whole(), &newest), latest);
+    assert_eq!(standby_along(&forked(), &newest), latest);
+    let number = RecoveryTarget {
+        timeline: TargetTimeline::Number(TimelineId(1)),
+        ..newest.clone()
+    };
+    let stays = ("1".to_owned(), Some(false));
+    assert_eq!(standby_along(&forked(), &number), stays);
+    let mut stranger = catalog(&[(1, &[2, 3, 4, 5, 6, 7]), (2, &[3])], &[(2, 1, 300)]);
+    stranger.backups = vec![backup(1, 1, 250, 350)];
+    assert_eq!(
+        standby_along(&stranger, &newest),
+        stays,
+        "latest would lead it to timeline 2, which does not descend from the backup"
+    );
+    let to_a_point = target(TargetKind::Lsn(lsn(700)));
+    assert_eq!(
+        standby_along(&whole(), &to_a_point),
+        ("1".to_owned(), None),
+        "a target lies on a timeline that is known"
+    );
+}
+
+#[test]
+fn a_new_primary_is_told_where_its_configuration_was() {
+    let options = PlanOptions {
+        take_over: true,
+        ..PlanOptions::default()
+    };
+    let plan = RecoveryPlan::build(&whole(), &RecoveryTarget::default(), &options).unwrap();
+    let note = Note::ArchivingOn {
+        configuration: Some("/etc/postgresql/17/main/postgresql.conf".to_owned()),
+    };
+    assert!(plan.notes.contains(&note), "{:?}", plan.notes);
+    let two = [
+        "/a/postgresql.conf".to_owned(),
+        "/b/postgresql.conf".to_owned(),
+    ];
+    assert_eq!(main_configuration(&two), None, "nobody knows which");
 }
 
 #[test]

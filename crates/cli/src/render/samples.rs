@@ -181,6 +181,7 @@ pub fn plan() -> RecoveryPlan {
             setting("recovery_target_timeline", "2"),
         ],
         signal: Signal::Recovery,
+        take_over: false,
         notes: vec![Note::UnloggedTables, Note::DamagedBlocks(3)],
     }
 }

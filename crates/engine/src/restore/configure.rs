@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use walden_model::{ControlSettings, RecoveryPlan, Signal};
+use walden_model::{ControlSettings, GUARDS, Note, RecoveryPlan, Signal, main_configuration};
 use walden_pg::{conf, tablespace_map};
 
 use super::RestoreError;
@@ -22,22 +22,27 @@ const SIGNALS: [&str; 4] = [
     "postmaster.pid",
     "postmaster.opts",
 ];
-/// Settings of an earlier life that would lead recovery, beside those that the plan sets.
-const STALE: [&str; 3] = [
-    "restore_command",
-    "recovery_end_command",
-    "archive_cleanup_command",
-];
+/// How a server archives (guc_tables.c).
+const ARCHIVING: [&str; 3] = ["archive_mode", "archive_command", "archive_library"];
 /// Most bytes of a file that is read to be changed.
 const MAX_TEXT: u64 = 16 << 20;
 
-/// Makes the directory ready to recover as the plan says. Returns the files that Walden added.
+/// What was done beyond the plan's own words.
+#[derive(Debug, Default)]
+pub(super) struct Configured {
+    /// Files that Walden added.
+    pub added: Vec<PathBuf>,
+    /// What only the files themselves could tell.
+    pub notes: Vec<Note>,
+}
+
+/// Makes the directory ready to recover as the plan says.
 pub(super) fn configure(
     plan: &RecoveryPlan,
     places: &Places,
     index: &FileIndex,
-) -> Result<Vec<PathBuf>, RestoreError> {
-    let mut added = Vec::new();
+) -> Result<Configured, RestoreError> {
+    let mut done = Configured::default();
     for name in SIGNALS {
         let path = places.data.join(name);
         match fs::remove_file(&path) {
@@ -50,12 +55,13 @@ pub(super) fn configure(
     rewrite_tablespace_map(places)?;
     let path = places.data.join(AUTO_CONF);
     let old = read(&path)?.unwrap_or_default();
-    replace(&path, &auto_conf(plan, &old)?)?;
+    let auto_conf = auto_conf(plan, &old)?;
+    replace(&path, &auto_conf)?;
     let signal = places.data.join(plan.signal.file_name());
     replace(&signal, b"")?;
-    added.push(signal);
-    add_missing_configuration(plan, places, index, &mut added)?;
-    Ok(added)
+    done.added.push(signal);
+    add_missing_configuration(plan, places, index, &auto_conf, &mut done)?;
+    Ok(done)
 }
 
 /// At its first start PostgreSQL makes the links in `pg_tblspc` anew, from this file: left as it is, it would lead a mapped tablespace
@@ -81,12 +87,11 @@ fn rewrite_tablespace_map(places: &Places) -> Result<(), RestoreError> {
 }
 
 fn auto_conf(plan: &RecoveryPlan, old: &[u8]) -> Result<Vec<u8>, RestoreError> {
-    let mut names: Vec<&str> = plan
+    let names: Vec<&str> = plan
         .settings
         .iter()
         .map(|(name, _)| name.as_str())
         .collect();
-    names.extend(STALE);
     let mut prefixes = vec!["recovery_target"];
     if plan.signal == Signal::Recovery {
         // A copy that is no standby must not stream from the server that the backup's standby followed.
@@ -96,18 +101,45 @@ fn auto_conf(plan: &RecoveryPlan, old: &[u8]) -> Result<Vec<u8>, RestoreError> {
     if !text.is_empty() && !text.ends_with(b"\n") {
         text.push(b'\n');
     }
+    let (guards, recovery): (Vec<_>, Vec<_>) = plan
+        .settings
+        .iter()
+        .partition(|(name, _)| GUARDS.iter().any(|(guard, _)| guard == name));
+    let signal = plan.signal.file_name();
     let mut ours = format!(
-        "# Written by walden restore, from backup {}. They count while {} is there. Take them out after recovery, each with\n\
-         #   ALTER SYSTEM RESET restore_command;\n\
-         # and so on, then reload; archive_mode needs a restart.\n",
+        "# Written by walden restore, from backup {}.\n\
+         # For recovery, while {signal} is there. When recovery has ended, this line in psql takes it out:\n{}",
         plan.backup.backup_id,
-        plan.signal.file_name()
+        resetting(&recovery)
     );
-    for (name, value) in &plan.settings {
-        let value = conf::quote(value).map_err(RestoreError::Setting)?;
-        ours.push_str(&format!("{name} = {value}\n"));
+    ours.push_str(&lines(&recovery)?);
+    if !guards.is_empty() {
+        ours.push_str(
+            "# These keep a copy away from the original. Only where it has taken the original's place, this line in psql takes them out,\n\
+             # and then a restart:\n",
+        );
+        ours.push_str(&resetting(&guards));
+        ours.push_str(&lines(&guards)?);
     }
     text.extend_from_slice(ours.as_bytes());
+    Ok(text)
+}
+
+/// A comment that holds what a person is to paste into psql: ALTER SYSTEM takes one setting, and must not stand in a transaction.
+fn resetting(settings: &[&(String, String)]) -> String {
+    let names: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
+    format!(
+        "#   SELECT 'ALTER SYSTEM RESET ' || name FROM unnest('{{{}}}'::text[]) AS name \\gexec\n",
+        names.join(",")
+    )
+}
+
+fn lines(settings: &[&(String, String)]) -> Result<String, RestoreError> {
+    let mut text = String::new();
+    for (name, value) in settings {
+        let value = conf::quote(value).map_err(RestoreError::Setting)?;
+        text.push_str(&format!("{name} = {value}\n"));
+    }
     Ok(text)
 }
 
@@ -116,15 +148,18 @@ fn add_missing_configuration(
     plan: &RecoveryPlan,
     places: &Places,
     index: &FileIndex,
-    added: &mut Vec<PathBuf>,
+    auto_conf: &[u8],
+    done: &mut Configured,
 ) -> Result<(), RestoreError> {
     let main = places.data.join("postgresql.conf");
     if !main.exists() {
-        replace(
-            &main,
-            minimal_conf(&plan.backup.control, places, index).as_bytes(),
-        )?;
-        added.push(main);
+        let mut text = minimal_conf(&plan.backup.control, places, index);
+        if plan.take_over {
+            text.push_str(&archiving(plan, places)?);
+            done.notes.push(how_it_archives(&text, auto_conf));
+        }
+        replace(&main, text.as_bytes())?;
+        done.added.push(main);
     }
     for name in ["pg_hba.conf", "pg_ident.conf"] {
         let path = places.data.join(name);
@@ -136,7 +171,7 @@ fn add_missing_configuration(
             && let Some(text) = read(&places.resolve(extra.path, true))?
         {
             replace(&path, &text)?;
-            added.push(path);
+            done.added.push(path);
         }
     }
     Ok(())
@@ -172,6 +207,51 @@ fn minimal_conf(needed: &ControlSettings, places: &Places, index: &FileIndex) ->
         text.push_str(&format!("{name} = {value}\n"));
     }
     text
+}
+
+/// The lines with which a new primary archives as the server did, from the server's own file; empty where nobody knows that file.
+fn archiving(plan: &RecoveryPlan, places: &Places) -> Result<String, RestoreError> {
+    let Some(original) = main_configuration(&plan.backup.extras) else {
+        return Ok(String::new());
+    };
+    let Some(text) = read(&places.resolve(original.as_bytes(), true))? else {
+        return Ok(String::new());
+    };
+    let found = conf::settings(&text);
+    let mut ours = format!(
+        "# How to archive, from {}; what that file includes was not read.\n",
+        original.escape_debug()
+    );
+    for name in ARCHIVING {
+        // A value that cannot be written is missed below, and then told.
+        if let Some(Ok(value)) = last(&found, name).map(conf::quote) {
+            ours.push_str(&format!("{name} = {value}\n"));
+        }
+    }
+    Ok(ours)
+}
+
+/// What the server will do that reads these two files, the second one last.
+fn how_it_archives(main: &str, auto_conf: &[u8]) -> Note {
+    let mut settings = conf::settings(main.as_bytes());
+    settings.extend(conf::settings(auto_conf));
+    let value = |name| last(&settings, name).filter(|value| !value.is_empty());
+    // guc_tables.c, `archive_mode_options`.
+    let on = value("archive_mode").is_some_and(|mode| {
+        !["off", "false", "no", "0"].contains(&mode.to_ascii_lowercase().as_str())
+    });
+    match value("archive_library").or(value("archive_command")) {
+        Some(command) if on => Note::ArchivesWith {
+            command: command.to_owned(),
+        },
+        _ => Note::ArchivesNotYet,
+    }
+}
+
+/// Of two settings of one name the server takes the last.
+fn last<'a>(settings: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let found = settings.iter().rev().find(|(found, _)| found == name);
+    found.map(|(_, value)| value.as_str())
 }
 
 /// A small file's bytes; `None` where there is none.

@@ -4,6 +4,7 @@ mod configure;
 mod contents;
 mod error;
 mod index;
+mod original;
 mod places;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use walden_model::{
-    BackupId, ClusterName, IdentityDocument, PlanOptions, RecoveryPlan, RecoveryTarget,
+    BackupId, ClusterName, IdentityDocument, Note, PlanOptions, RecoveryPlan, RecoveryTarget,
     Sha256Digest, SystemKeys,
 };
 use walden_pg::SystemIdentifier;
@@ -49,6 +50,8 @@ pub struct RestoreRequest {
     pub backup: Option<BackupId>,
     /// PGDATA: absent or empty.
     pub target_directory: PathBuf,
+    /// The original's PGDATA, if it is on this host: what it has is not to be touched.
+    pub original: Option<PathBuf>,
     /// `--tablespace-map OLD=NEW`.
     pub tablespace_map: Vec<(PathBuf, PathBuf)>,
     /// A folder of its own for `pg_wal`: an absolute path, absent or empty.
@@ -108,6 +111,8 @@ pub struct RestoreReport {
     pub extras: Option<PathBuf>,
     /// Files that are not the backup's.
     pub added: Vec<PathBuf>,
+    /// What only the restored files could tell.
+    pub notes: Vec<Note>,
 }
 
 /// Plans a restore and proves that it can be begun: the target can be reached, the file map is whole, and the places are free and
@@ -140,6 +145,9 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         &request.tablespace_map,
     )?;
     places.check_free(!plan.backup.extras.is_empty())?;
+    if !plan.take_over {
+        original::check_tablespaces(&plan.backup, &catalog, request.original.as_deref())?;
+    }
     let keys = SystemKeys {
         cluster: request.cluster.clone(),
         system: identity.system_identifier,
@@ -218,12 +226,12 @@ async fn carry_out(
 
     // A crash leaves all files, perhaps with the settings of the backup's time: still without pg_control.
     progress.phase("checksums and configuration", None);
-    let (control, added) = blocking({
+    let (control, configured) = blocking({
         let (places, index, plan) = (places.clone(), index.clone(), plan.clone());
         move || {
             let control = contents.finish()?;
-            let added = configure::configure(&plan, &places, &index)?;
-            Ok((control, added))
+            let configured = configure::configure(&plan, &places, &index)?;
+            Ok((control, configured))
         }
     })
     .await?;
@@ -249,7 +257,8 @@ async fn carry_out(
             .files()
             .fold(0, |sum, file| sum.saturating_add(file.size)),
         extras,
-        added,
+        added: configured.added,
+        notes: configured.notes,
     })
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access, statvfs};
-use walden_model::Tablespace;
+use walden_model::{BackupId, Tablespace};
 
 use super::index::FileIndex;
 
@@ -65,6 +65,20 @@ pub enum PlaceError {
         oid: u32,
         /// Where it was.
         original: PathBuf,
+    },
+    /// Recovery would make a tablespace in the original's own place.
+    #[error(
+        "tablespace {oid} in \"{}\" was made after backup {backup}. PostgreSQL would make it again while it recovers, in that very place, where \
+         the original's files are, and write into them; --tablespace-map cannot move it. Take a new backup, which has it, and restore that; \
+         or restore on another host; or say --take-over if this copy takes the original's place", place.display()
+    )]
+    NewTablespace {
+        /// Which.
+        oid: u32,
+        /// Where it is.
+        place: PathBuf,
+        /// What does not have it.
+        backup: BackupId,
     },
     /// Not a directory.
     #[error("\"{}\" exists and is not a directory", .0.display())]

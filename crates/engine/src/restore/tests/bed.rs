@@ -390,6 +390,7 @@ impl Bed {
             target: RecoveryTarget::default(),
             backup: None,
             target_directory: self.target(),
+            original: None,
             tablespace_map: Vec::new(),
             waldir: None,
             standby: false,

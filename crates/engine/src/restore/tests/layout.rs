@@ -125,3 +125,91 @@ async fn places_are_told_apart() {
         .await
         .expect("an empty directory that is there is as good as none");
 }
+
+/// Two backups, of which only the later has a tablespace, at the place that is returned; and the original's PGDATA with a link to it.
+async fn original() -> (Bed, PathBuf) {
+    let bed = Bed::new().await;
+    let place = bed.dir.path().join("space");
+    bed.backup(1, &cluster(), Vec::new()).await;
+    let pgdata = bed.dir.path().join("original");
+    fs::create_dir_all(pgdata.join("pg_tblspc")).unwrap();
+    std::os::unix::fs::symlink(&place, pgdata.join("pg_tblspc/16400")).unwrap();
+    fs::create_dir_all(place.join("PG_17_202406281")).unwrap();
+    (bed, place)
+}
+
+#[tokio::test]
+async fn a_tablespace_that_is_younger_than_the_backup_is_not_shared_with_the_original() {
+    let (bed, place) = original().await;
+    let pgdata = bed.dir.path().join("original");
+    let beside = RestoreRequest {
+        original: Some(pgdata.clone()),
+        ..bed.request()
+    };
+    let why = refused(&beside).await;
+    for word in [
+        "16400",
+        place.to_str().unwrap(),
+        "--take-over",
+        "new backup",
+    ] {
+        assert!(why.contains(word), "{word} should be named: {why}");
+    }
+    assert!(!bed.target().exists(), "a refused restore writes nothing");
+
+    fs::create_dir(pgdata.join("global")).unwrap();
+    let control = |system: u64| {
+        let bytes = [&system.to_le_bytes()[..], &[0; 100]].concat();
+        fs::write(pgdata.join("global/pg_control"), bytes).unwrap();
+    };
+    control(bed.keys.system.0);
+    assert!(refused(&beside).await.contains("16400"));
+    control(bed.keys.system.0 + 1);
+    crate::restore::plan(&beside)
+        .await
+        .expect("another cluster's tablespaces are none of this restore's");
+    control(bed.keys.system.0);
+
+    fs::remove_dir(place.join("PG_17_202406281")).unwrap();
+    crate::restore::plan(&beside)
+        .await
+        .expect("an empty directory is what recovery needs");
+    fs::create_dir(place.join("PG_17_202406281")).unwrap();
+    let taking_over = RestoreRequest {
+        take_over: true,
+        ..beside
+    };
+    crate::restore::plan(&taking_over)
+        .await
+        .expect("a new primary is to have the original's places");
+}
+
+#[tokio::test]
+async fn a_tablespace_of_a_later_backup_is_not_written_to_where_it_is_on_this_host() {
+    let (bed, place) = original().await;
+    let tablespace = Tablespace {
+        oid: 16400,
+        path: place.to_str().unwrap().to_owned(),
+        size: 1,
+    };
+    let mut parts = cluster();
+    parts.extend([directory("pg_tblspc/16400"), file("pg_tblspc/16400/x", "x")]);
+    bed.backup(2, &parts, vec![tablespace]).await;
+    let earlier = RestoreRequest {
+        backup: Some(Bed::id(1)),
+        ..bed.request()
+    };
+    let why = refused(&earlier).await;
+    assert!(why.contains("made after backup"), "{why}");
+    let mapped = RestoreRequest {
+        tablespace_map: vec![(place.clone(), bed.dir.path().join("elsewhere"))],
+        ..bed.request()
+    };
+    crate::restore::plan(&mapped)
+        .await
+        .expect("the later backup has it, so that it can be moved");
+    fs::rename(&place, bed.dir.path().join("gone")).unwrap();
+    crate::restore::plan(&earlier)
+        .await
+        .expect("on a host without that directory there is nothing to harm");
+}

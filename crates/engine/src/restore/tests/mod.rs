@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use walden_model::Tablespace;
+use walden_model::{Note, Tablespace};
 
 use self::bed::{Bed, Part, PartBody, cluster, directory, extra, file, link};
 use super::{RestoreError, RestoreReport, RestoreRequest};
@@ -197,7 +197,7 @@ async fn settings_of_an_earlier_life_do_not_lead_the_recovery() {
     parts.push(file(
         "postgresql.auto.conf",
         "work_mem = '8MB'\nRecovery_Target_Name = 'before'\nrestore_command 'cp x'\nprimary_conninfo = 'host=production'\n\
-         archive_cleanup_command = 'rm'\narchive_mode = 'on'\nport = 1",
+         archive_cleanup_command = 'rm'\narchive_mode = 'on'\nrecovery_min_apply_delay = '1h'\nport = 1",
     ));
     bed.backup(1, &parts, Vec::new()).await;
     run(&bed.request()).await.unwrap();
@@ -229,7 +229,34 @@ async fn settings_of_an_earlier_life_do_not_lead_the_recovery() {
         Some(&"off"),
         "a copy does not archive"
     );
-    assert_eq!(last.get("archive_cleanup_command"), None);
+    for command in ["archive_cleanup_command", "recovery_end_command"] {
+        assert_eq!(
+            last.get(command),
+            Some(&""),
+            "{command} of another file must not act in the copy"
+        );
+    }
+    assert_eq!(
+        last.get("recovery_min_apply_delay"),
+        Some(&"0"),
+        "a copy that is no standby does not wait"
+    );
+    let text = String::from_utf8(conf).unwrap();
+    let reset: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("#   SELECT ")?.split_once("unnest('{"))
+        .filter_map(|(_, rest)| rest.split_once('}'))
+        .flat_map(|(names, _)| names.split(','))
+        .collect();
+    let ours = text.split_once("# Written by walden").unwrap().1;
+    let written: Vec<String> = walden_pg::conf::settings(ours.as_bytes())
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(
+        reset, written,
+        "the lines to paste should take out whatever was written, and nothing else"
+    );
     let names = settings
         .iter()
         .filter(|(name, _)| name == "recovery_target_name")
@@ -270,8 +297,66 @@ async fn a_standby_keeps_whom_it_follows_and_the_new_primary_archives() {
     };
     assert_eq!(values("primary_conninfo"), ["host=primary"]);
     assert_eq!(values("archive_mode"), ["on"]);
+    assert_eq!(
+        values("max_logical_replication_workers"),
+        [""; 0],
+        "subscriptions of the new primary run"
+    );
     assert!(
         bed.target().join("standby.signal").exists()
             && !bed.target().join("recovery.signal").exists()
     );
+}
+
+/// Restores a cluster whose configuration was outside PGDATA, to take over.
+async fn taken_over(main: &str, auto_conf: &str) -> (Vec<(String, String)>, Vec<Note>) {
+    let bed = Bed::new().await;
+    let mut parts = cluster();
+    parts.retain(|part| part.path != "postgresql.auto.conf");
+    parts.extend([
+        file("postgresql.auto.conf", auto_conf),
+        extra("/etc/postgresql/postgresql.conf", main),
+    ]);
+    bed.backup(1, &parts, Vec::new()).await;
+    let request = RestoreRequest {
+        take_over: true,
+        ..bed.request()
+    };
+    let report = run(&request).await.unwrap();
+    let mut conf = walden_pg::conf::settings(text(bed.target().join("postgresql.conf")).as_bytes());
+    conf.retain(|(name, _)| name.starts_with("archive") || name == "restore_command");
+    (conf, report.notes)
+}
+
+#[tokio::test]
+async fn a_new_primary_archives_as_the_configuration_outside_its_data_directory_said() {
+    let own = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let with = |command: &str| {
+        vec![Note::ArchivesWith {
+            command: command.to_owned(),
+        }]
+    };
+    let main = "archive_mode = off\narchive_command = 'push ''it'' %p'\nrestore_command = 'x'\nArchive_Mode on\n";
+    assert_eq!(
+        taken_over(main, "").await,
+        (
+            vec![
+                own("archive_mode", "on"),
+                own("archive_command", "push 'it' %p")
+            ],
+            with("push 'it' %p")
+        ),
+        "of two settings the last counts"
+    );
+    let (_, notes) = taken_over(main, "archive_command = 'another %p'\n").await;
+    assert_eq!(notes, with("another %p"), "ALTER SYSTEM counts last");
+    let nothing = "archive_mode = on\ninclude_dir 'conf.d'\n";
+    let (_, notes) = taken_over(nothing, "").await;
+    assert_eq!(
+        notes,
+        [Note::ArchivesNotYet],
+        "the report should say that nothing is archived"
+    );
+    let (_, notes) = taken_over(main, "archive_mode = off\n").await;
+    assert_eq!(notes, [Note::ArchivesNotYet]);
 }
