@@ -381,6 +381,26 @@ impl Repository {
         }
     }
 
+    /// Reads a framed object whose content fits into memory; one with more than `most` bytes is refused.
+    pub async fn read_small(
+        &self,
+        key: &str,
+        expected: Expected,
+        most: usize,
+    ) -> Result<Vec<u8>, RepositoryError> {
+        let (send, received) = std::sync::mpsc::channel::<Vec<u8>>();
+        let mut size = 0;
+        let sink = move |content: Vec<u8>| {
+            size += content.len();
+            if size > most {
+                return Err(std::io::Error::other(format!("more than {most} bytes")));
+            }
+            send.send(content).map_err(std::io::Error::other)
+        };
+        self.read_object(key, expected, sink).await?;
+        Ok(received.try_iter().flatten().collect())
+    }
+
     /// Reads a framed object's tail, and its stored size.
     pub async fn read_tail(&self, key: &str) -> Result<(u64, ReadTail), RepositoryError> {
         let damaged = |source| RepositoryError::Object {

@@ -13,6 +13,8 @@ use crate::bench::{Answer, Bench, read};
 super::on_17!(
     what_is_archived_comes_back_and_what_is_not_is_proven_absent,
     a_hole_is_no_end_of_the_archive,
+    a_later_timeline_shows_what_an_earlier_one_must_have,
+    an_archive_without_any_wal_is_an_outage,
     a_standby_is_asked_to_come_again_where_a_recovery_is_stopped,
     a_fetch_serves_pg_rewind_from_any_directory,
     a_fetch_killed_midway_leaves_what_stood_there,
@@ -27,7 +29,6 @@ fn what_is_archived_comes_back_and_what_is_not_is_proven_absent(
     let (second, _) = bench.segment(1)?;
     let history = read(bench.wal.promoted("first").join("00000002.history"))?;
     let destination = bench.pg_wal("RECOVERYXLOG");
-    // Before anything is archived, while the cluster is registered: the archive ends at its beginning.
     let absent = |name: &str| -> Result<()> {
         let answer = bench.fetch(name, "pg_wal/RECOVERYXLOG")?.exits(1)?;
         ensure!(
@@ -41,10 +42,9 @@ fn what_is_archived_comes_back_and_what_is_not_is_proven_absent(
         );
         Ok(())
     };
-    absent(&first)?;
-    absent("00000002.history")?;
     bench.archive(&first)?.exits(0)?;
     absent(&second)?;
+    absent("00000002.history")?;
     absent("00000003.history")?;
     // Later segments of another timeline say nothing about this one.
     absent(&format!("00000002{}", second.get(8..).context("digits")?))?;
@@ -99,6 +99,53 @@ fn a_hole_is_no_end_of_the_archive(install: &PgInstall, dir: &TestDir) -> Result
     // The way out that the message names.
     bench.archive(&missing)?.exits(0)?;
     bench.gives(&missing, &bench.segment(1)?.1)
+}
+
+fn a_later_timeline_shows_what_an_earlier_one_must_have(
+    install: &PgInstall,
+    dir: &TestDir,
+) -> Result<()> {
+    let bench = Bench::new(install, dir)?;
+    let (first, _) = bench.segment(0)?;
+    let (second, content) = bench.segment(1)?;
+    bench.archive(&first)?.exits(0)?;
+    let promoted = bench.wal.promoted("first");
+    for name in ["00000002.history", &bench.wal.fork] {
+        bench.put(&bench.pg_wal(name), &read(promoted.join(name))?)?;
+    }
+    // Its segments alone: PostgreSQL would take the timeline's number a second time.
+    bench.archive(&bench.wal.fork)?.exits(0)?;
+    bench
+        .fetch("00000002.history", "pg_wal/RECOVERYHISTORY")?
+        .exits(202)?
+        .says(&["00000002.history", &bench.wal.fork, "walden-wal-push"])?;
+    bench.archive("00000002.history")?.exits(0)?;
+    // Timeline 2 left timeline 1 further on, so what lies between must have been there.
+    bench
+        .fetch(&second, "pg_wal/RECOVERYXLOG")?
+        .exits(202)?
+        .says(&[
+            &second,
+            "timeline 2 left its timeline further on",
+            "walden-wal-push",
+        ])?;
+    // The segment of the fork may end as a .partial, and then there is none of this name.
+    let fork = format!("00000001{}", bench.wal.fork.get(8..).context("digits")?);
+    bench.fetch(&fork, "pg_wal/RECOVERYXLOG")?.exits(1)?;
+    bench.archive(&second)?.exits(0)?;
+    bench.gives(&second, &content)
+}
+
+fn an_archive_without_any_wal_is_an_outage(install: &PgInstall, dir: &TestDir) -> Result<()> {
+    let bench = Bench::new(install, dir)?;
+    let (first, _) = bench.segment(0)?;
+    for name in [first.as_str(), "00000002.history"] {
+        bench
+            .fetch(name, "pg_wal/RECOVERYXLOG")?
+            .exits(200)?
+            .says(&[name, "no WAL of this cluster at all", "not mounted"])?;
+    }
+    Ok(())
 }
 
 fn a_standby_is_asked_to_come_again_where_a_recovery_is_stopped(

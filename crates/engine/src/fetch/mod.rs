@@ -4,9 +4,11 @@
 //!
 //! While PostgreSQL replays, [`prefetch`] brings the next segments to where [`Ready`] hands them over.
 
+mod absence;
 mod ahead;
 mod ready;
 
+pub use absence::Hole;
 pub use ahead::{PrefetchError, PrefetchRequest, prefetch};
 pub use ready::Ready;
 
@@ -17,11 +19,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use walden_model::{ClusterName, HeadKind, IdentityDocument, SystemKeys, WalName, keys};
+use walden_pg::history::HistoryError;
 use walden_pg::wal_name::ParseWalNameError;
-use walden_pg::{
-    LongPageHeader, SegmentMismatch, SegmentName, SystemIdentifier, WalFileName, check_segment,
-};
-use walden_store::ListOptions;
+use walden_pg::{LongPageHeader, SegmentMismatch, SystemIdentifier, WalFileName, check_segment};
 
 use crate::codec::Expected;
 use crate::host;
@@ -115,13 +115,20 @@ pub enum FetchError {
     Absent,
     /// A hole in the archive.
     #[error(
-        "it is missing, but later segments of its timeline are archived (the first is {later}): a hole, not the archive's end. \
-         Recovery cannot go past it; look for the segment in the pg_wal of the primary and of standbys and push it with walden-wal-push, or restore to a target before it"
+        "it is missing, but {0}: a hole, not the archive's end. Recovery cannot go past it; look for the file in the pg_wal of the primary \
+         and of standbys (but not for the newest segment there, which may be unfinished) and push it with walden-wal-push, or restore to a target before it"
     )]
-    Hole {
-        /// The first segment behind the hole.
-        later: SegmentName,
-    },
+    Hole(Hole),
+    /// The archive has no WAL of this cluster at all.
+    #[error(
+        "the repository has no WAL of this cluster at all, as if a folder below it were not mounted; nobody asks an archive that was never written to"
+    )]
+    EmptyArchive,
+    /// An archived history file that cannot be read.
+    #[error(
+        "an archived history file cannot be read, so that nobody can tell whether a timeline goes on"
+    )]
+    History(#[source] HistoryError),
     /// No system identifier to be had.
     #[error(
         "cannot tell which of the cluster's system identifiers is meant ({}): there is no global/pg_control in the working directory or above \
@@ -163,8 +170,11 @@ impl FetchError {
     fn verdict(&self) -> Verdict {
         match self {
             FetchError::Absent => Verdict::Absent,
-            FetchError::Hole { .. } => Verdict::Hole,
-            FetchError::Mismatch(_) | FetchError::OtherSystem { .. } => Verdict::Damage,
+            FetchError::Hole(_) => Verdict::Hole,
+            FetchError::EmptyArchive => Verdict::Outage,
+            FetchError::Mismatch(_) | FetchError::OtherSystem { .. } | FetchError::History(_) => {
+                Verdict::Damage
+            }
             FetchError::Name(_) | FetchError::WhichSystem { .. } | FetchError::Control(_) => {
                 Verdict::Configuration
             }
@@ -248,16 +258,13 @@ async fn attempt(request: &FetchRequest, pgdata: Option<&Path>) -> Result<FetchR
     }
     // Not there. To be sure, the repository must show that it is there itself, and that this is not a hole.
     repository.root().await?;
-    let WalFileName::Segment(segment) = file else {
-        return Err(FetchError::Absent);
-    };
-    let Some(later) = later_segment(&repository, &system, &segment).await? else {
+    let Some(hole) = absence::hole(&repository, &identity, &system, file).await? else {
         return Err(FetchError::Absent);
     };
     // It may have been archived, with its successor, since we looked.
     match get(&repository, &identity, &key, file, &request.destination).await {
         Err(FetchError::Repository(e)) if e.trouble() == Trouble::Absent => {
-            Err(FetchError::Hole { later })
+            Err(FetchError::Hole(hole))
         }
         other => other,
     }
@@ -284,44 +291,6 @@ async fn identity(
                 .map(|identity| identity.system_identifier)
                 .collect();
             Err(FetchError::WhichSystem { known })
-        }
-    }
-}
-
-/// The first segment of the same timeline after this one.
-async fn later_segment(
-    repository: &Repository,
-    system: &SystemKeys,
-    segment: &SegmentName,
-) -> Result<Option<SegmentName>, RepositoryError> {
-    let prefix = system.wal_timeline_prefix(segment.timeline);
-    let mut after = system.wal(&WalName::Segment(*segment));
-    loop {
-        let options = ListOptions {
-            prefix: &prefix,
-            start_after: Some(&after),
-            delimiter: false,
-            limit: 100,
-        };
-        let page = repository
-            .store()
-            .list(options)
-            .await
-            .map_err(|e| repository.failed(e))?;
-        let names = page
-            .objects
-            .iter()
-            .filter_map(|object| object.key.as_str().strip_prefix(&system.wal_prefix()));
-        let later = names
-            .filter_map(keys::parse_wal_key)
-            .find_map(|name| match name {
-                WalName::Segment(later) => Some(later),
-                _ => None,
-            });
-        match (later, page.next) {
-            (Some(later), _) => return Ok(Some(later)),
-            (None, Some(next)) => after = next,
-            (None, None) => return Ok(None),
         }
     }
 }
