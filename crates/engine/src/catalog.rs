@@ -44,6 +44,17 @@ pub enum CatalogError {
         /// The cluster's name in the configuration.
         cluster: ClusterName,
     },
+    /// A registration cannot be read, and none was named.
+    #[error(
+        "the registration {} is damaged ({}), so nobody can tell what belongs to it: put the document back from a copy of the repository, \
+         or name another registration with --system-identifier{}", damaged.key, damaged.why, known_text(known)
+    )]
+    DamagedIdentity {
+        /// The registration.
+        damaged: DamagedDocument,
+        /// Those that can be read.
+        known: Vec<SystemIdentifier>,
+    },
     /// The repository's own error.
     #[error("cannot see what the repository holds of cluster \"{cluster}\"")]
     Repository {
@@ -55,7 +66,20 @@ pub enum CatalogError {
     },
 }
 
+fn known_text(known: &[SystemIdentifier]) -> String {
+    match known {
+        [] => String::new(),
+        known => {
+            let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+            format!(": {}", known.join(" or "))
+        }
+    }
+}
+
 /// Lists everything of a cluster, or of one of its system identifiers; in the order of registration, never empty.
+///
+/// # Errors
+/// Without a named system identifier, a registration that cannot be read: it may be the one that was meant.
 pub async fn load(
     repository: &Repository,
     cluster: &ClusterName,
@@ -67,27 +91,88 @@ pub async fn load(
     };
     // An unmounted folder lists as empty; only the root document tells it from an empty archive.
     repository.root().await.map_err(failed)?;
-    let mut identities = match system {
-        Some(system) => vec![
-            repository
-                .registration(cluster, system)
-                .await
-                .map_err(failed)?,
-        ],
-        None => repository.registrations(cluster).await.map_err(failed)?,
+    let identities = match system {
+        Some(system) => {
+            let identity = repository.registration(cluster, system).await;
+            vec![identity.map_err(failed)?]
+        }
+        None => {
+            let (identities, damaged) = identities(repository, cluster).await?;
+            if let Some(damaged) = damaged.into_iter().next() {
+                let known = identities.iter().map(|known| known.system_identifier);
+                return Err(CatalogError::DamagedIdentity {
+                    damaged,
+                    known: known.collect(),
+                });
+            }
+            identities
+        }
     };
-    if identities.is_empty() {
+    load_each(repository, cluster, identities).await
+}
+
+/// Lists everything of a cluster that can be read, and names the registrations that cannot; in the order of registration.
+///
+/// # Errors
+/// Nobody registered the cluster, or the repository cannot be asked.
+pub async fn load_readable(
+    repository: &Repository,
+    cluster: &ClusterName,
+) -> Result<(Vec<SystemCatalog>, Vec<DamagedDocument>), CatalogError> {
+    let root = repository.root().await;
+    root.map_err(|source| CatalogError::Repository {
+        cluster: cluster.clone(),
+        source,
+    })?;
+    let (identities, damaged) = identities(repository, cluster).await?;
+    let systems = load_each(repository, cluster, identities).await?;
+    Ok((systems, damaged))
+}
+
+/// The registrations of a cluster, in order, and those that cannot be read; one of either at least.
+async fn identities(
+    repository: &Repository,
+    cluster: &ClusterName,
+) -> Result<(Vec<IdentityDocument>, Vec<DamagedDocument>), CatalogError> {
+    let failed = |source| CatalogError::Repository {
+        cluster: cluster.clone(),
+        source,
+    };
+    let prefix = keys::identity_prefix(cluster);
+    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
+    for object in repository.list(&prefix).await.map_err(failed)? {
+        let key = object.key.as_str();
+        if keys::parse_identity(cluster, key).is_none() {
+            continue;
+        }
+        match sort(key, repository.document(key).await).map_err(failed)? {
+            Read::Whole(identity) => whole.push(identity),
+            Read::Damaged(document) => damaged.push(document),
+            Read::Nothing => {}
+        }
+    }
+    if whole.is_empty() && damaged.is_empty() {
         return Err(CatalogError::NoCluster {
             name: repository.name().to_owned(),
             cluster: cluster.clone(),
         });
     }
-    identities.sort_by_key(|identity| identity.created_at);
+    whole.sort_by_key(|identity: &IdentityDocument| identity.created_at);
+    Ok((whole, damaged))
+}
+
+async fn load_each(
+    repository: &Repository,
+    cluster: &ClusterName,
+    identities: Vec<IdentityDocument>,
+) -> Result<Vec<SystemCatalog>, CatalogError> {
     let mut systems = Vec::new();
     for identity in identities {
-        let catalog = load_one(repository, cluster, &identity)
-            .await
-            .map_err(failed)?;
+        let catalog = load_one(repository, cluster, &identity).await;
+        let catalog = catalog.map_err(|source| CatalogError::Repository {
+            cluster: cluster.clone(),
+            source,
+        })?;
         systems.push(SystemCatalog { identity, catalog });
     }
     Ok(systems)
@@ -324,6 +409,14 @@ impl Loader<'_> {
                 Some(WalName::Partial { segment, .. }) => catalog.partials.push(segment),
                 Some(WalName::History(timeline)) => histories.push(timeline),
                 Some(WalName::Backup { .. }) | None => {}
+            }
+        }
+        for segment in quarantined(self.repository, &self.keys).await? {
+            let wal = catalog.wal.get_mut(&segment.timeline);
+            if let (Some(wal), Some(number)) = (wal, segment.number(size))
+                && wal.contains(number)
+            {
+                wal.conflicts.insert(number);
             }
         }
         let histories = stream::iter(histories)

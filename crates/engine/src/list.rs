@@ -2,6 +2,7 @@
 
 use walden_model::catalog::{DamagedDocument, MissingHistory, UnfinishedBackup, Window};
 use walden_model::{BackupRecord, ClusterName, IdentityDocument};
+use walden_pg::SegmentName;
 
 use crate::catalog::{self, CatalogError, SystemCatalog};
 use crate::repository::{Repository, RepositoryError, RepositorySettings};
@@ -22,6 +23,8 @@ pub struct Listing {
     pub cluster: ClusterName,
     /// One for each registered system identifier, in the order of registration.
     pub systems: Vec<SystemListing>,
+    /// Registrations that cannot be read: what belongs to them is not listed.
+    pub damaged_registrations: Vec<DamagedDocument>,
 }
 
 /// The backups of one system identifier.
@@ -35,6 +38,8 @@ pub struct SystemListing {
     pub unfinished: Vec<UnfinishedBackup>,
     /// Documents, history files and heads that cannot be read.
     pub damaged_documents: Vec<DamagedDocument>,
+    /// Archived segments of which another file was set aside: nobody can tell which of the two is this cluster's. No window holds one.
+    pub conflicts: Vec<SegmentName>,
 }
 
 /// A backup, and what stands behind it.
@@ -42,7 +47,7 @@ pub struct SystemListing {
 pub struct ListedBackup {
     /// Its commit document.
     pub record: BackupRecord,
-    /// How far WAL carries it; not to be told where a history file is missing.
+    /// How far WAL carries it; not to be told where a history file is missing or damaged.
     pub window: Result<Window, MissingHistory>,
     /// Keys of its packs and shards that are missing or have another size. Such a backup cannot be restored.
     pub missing_packs: Vec<String>,
@@ -62,10 +67,11 @@ pub enum ListError {
 /// Lists a cluster's backups.
 pub async fn list(request: &ListRequest) -> Result<Listing, ListError> {
     let repository = Repository::open(&request.repository)?;
-    let systems = catalog::load(&repository, &request.cluster, None).await?;
+    let (systems, damaged) = catalog::load_readable(&repository, &request.cluster).await?;
     Ok(Listing {
         cluster: request.cluster.clone(),
         systems: systems.into_iter().map(listing).collect(),
+        damaged_registrations: damaged,
     })
 }
 
@@ -87,6 +93,7 @@ fn listing(system: SystemCatalog) -> SystemListing {
     SystemListing {
         identity,
         backups,
+        conflicts: catalog.conflicts(),
         unfinished: catalog.unfinished,
         damaged_documents: catalog.damaged_documents,
     }

@@ -52,6 +52,13 @@ pub fn backups_table(listing: &Listing) -> String {
         }
         page.push_str(&system_page(&listing.cluster, system));
     }
+    for document in &listing.damaged_registrations {
+        let _ = writeln!(
+            page,
+            "damaged: the registration {}, so nothing of it is listed: {}",
+            document.key, document.why
+        );
+    }
     page
 }
 
@@ -69,9 +76,22 @@ fn system_page(cluster: &ClusterName, system: &SystemListing) -> String {
                 backup.record.backup_id
             );
         }
-        if let Err(missing) = &backup.window {
-            let _ = writeln!(page, "missing: {missing}");
-        }
+    }
+    let mut unknown: Vec<_> = system
+        .backups
+        .iter()
+        .filter_map(|b| b.window.as_ref().err())
+        .collect();
+    unknown.dedup();
+    for missing in unknown {
+        let _ = writeln!(page, "missing: {missing}");
+    }
+    for segment in &system.conflicts {
+        let _ = writeln!(
+            page,
+            "conflict: {segment} is archived, and another file of that name was set aside in quarantine; nobody can tell which of the two is \
+             this cluster's, so nothing is restored across it: take a new backup, and what comes after that is whole"
+        );
     }
     for backup in &system.unfinished {
         let begun = moment(backup.started_at);
@@ -191,6 +211,7 @@ struct Page<'a> {
     backups: Vec<Backup<'a>>,
     unfinished: Vec<Unfinished<'a>>,
     damaged_documents: Vec<Damaged<'a>>,
+    conflicts: Vec<Conflict>,
 }
 
 #[derive(Serialize)]
@@ -219,7 +240,7 @@ struct Backup<'a> {
     damaged_blocks: u64,
     damaged: &'a [DamagedBlock],
     missing_objects: &'a [String],
-    /// null where a history file is missing, so that nobody can tell.
+    /// null where a history file is missing or damaged, so that nobody can tell.
     window: Option<Window>,
 }
 
@@ -238,6 +259,13 @@ struct JsonGap {
     timeline: TimelineId,
     first: String,
     last: String,
+    conflict: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Conflict {
+    system_identifier: SystemIdentifier,
+    segment: String,
 }
 
 #[derive(Serialize)]
@@ -283,9 +311,19 @@ pub fn backups_json(listing: &Listing) -> Result<String, serde_json::Error> {
         damaged_documents: systems
             .iter()
             .flat_map(|system| &system.damaged_documents)
+            .chain(&listing.damaged_registrations)
             .map(|document| Damaged {
                 key: &document.key,
                 why: &document.why,
+            })
+            .collect(),
+        conflicts: systems
+            .iter()
+            .flat_map(|system| {
+                system.conflicts.iter().map(|segment| Conflict {
+                    system_identifier: system.identity.system_identifier,
+                    segment: segment.to_string(),
+                })
             })
             .collect(),
     };
@@ -334,6 +372,7 @@ fn json_gap(gap: &Gap) -> JsonGap {
         timeline: gap.timeline,
         first: gap.first.to_string(),
         last: gap.last.to_string(),
+        conflict: gap.conflict.map(|segment| segment.to_string()),
     }
 }
 
@@ -349,10 +388,12 @@ mod tests {
             "\
 BACKUP                     KIND  ENDED                 TOOK      SIZE     STORED  RATIO  START      STOP       TIMELINE  POSTGRESQL  HOST           ANNOTATIONS     DAMAGE                      RESTORABLE UNTIL         FIRST GAP
 20261122T175007Z-0badcafe  full  2026-11-22T17:50:09Z  2.5s      4196 MB  547 MB  7.7    0/3000028  0/3000120  1         17.11       db1            none            none                        0/8000000 on timeline 2  none
-20261123T175007Z-0badcaff  full  2026-11-23T17:53:27Z  3min 20s  4196 MB  547 MB  7.7    0/9000028  0/9000120  2         17.11       db2 (standby)  reason=upgrade  1 object missing, 2 blocks  its WAL is missing       000000020000000000000009 to 00000002000000000000000A
+20261123T175007Z-0badcaff  full  2026-11-23T17:53:27Z  3min 20s  4196 MB  547 MB  7.7    0/9000028  0/9000120  2         17.11       db2 (standby)  reason=upgrade  1 object missing, 2 blocks  its WAL is missing       000000020000000000000009 to 00000002000000000000000A (conflict at 00000002000000000000000A, see quarantine)
 missing: main/7123456789012345678/backups/20261123T175007Z-0badcaff/packs/00000003.zst, which backup 20261123T175007Z-0badcaff needs
+conflict: 00000002000000000000000A is archived, and another file of that name was set aside in quarantine; nobody can tell which of the two is this cluster's, so nothing is restored across it: take a new backup, and what comes after that is whole
 unfinished: 20261124T175007Z-0badcb00, begun 2026-11-24T17:50:07Z on db1: it runs, or was killed
 damaged: main/7123456789012345678/commits/x.json: its last line does not fit
+damaged: the registration main/identity/7.json, so nothing of it is listed: a bit flipped
 "
         );
     }
@@ -378,6 +419,15 @@ damaged: main/7123456789012345678/commits/x.json: its last line does not fit
             second["window"]["first_gap"]["first"],
             "000000020000000000000009"
         );
+        assert_eq!(
+            second["window"]["first_gap"]["conflict"],
+            "00000002000000000000000A"
+        );
+        assert_eq!(value["conflicts"][0]["segment"], "00000002000000000000000A");
+        assert_eq!(
+            value["damaged_documents"][1]["key"], "main/identity/7.json",
+            "a registration, too"
+        );
         assert_eq!(second["window"]["whole"], false);
         assert_eq!(second["damaged"][0]["block"], 7);
         assert_eq!(value["unfinished"][0]["host"], "db1");
@@ -394,7 +444,9 @@ damaged: main/7123456789012345678/commits/x.json: its last line does not fit
             system.backups.clear();
             system.unfinished.clear();
             system.damaged_documents.clear();
+            system.conflicts.clear();
         }
+        listing.damaged_registrations.clear();
         assert_eq!(
             backups_table(&listing),
             "cluster main has no backup yet: take one with walden backup\n"

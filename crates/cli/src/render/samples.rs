@@ -85,7 +85,7 @@ pub fn listing() -> Listing {
         timeline: TimelineId(2),
         first: segment(2, 9),
         last: segment(2, 10),
-        conflict: None,
+        conflict: Some(segment(2, 10)),
     };
     Listing {
         cluster: "main".parse().expect("a name"),
@@ -136,6 +136,11 @@ pub fn listing() -> Listing {
                 key: format!("main/{SYSTEM}/commits/x.json"),
                 why: "its last line does not fit".to_owned(),
             }],
+            conflicts: vec![segment(2, 10)],
+        }],
+        damaged_registrations: vec![DamagedDocument {
+            key: "main/identity/7.json".to_owned(),
+            why: "a bit flipped".to_owned(),
         }],
     }
 }
