@@ -33,10 +33,12 @@ impl Binaries {
         fs::create_dir(&staged).with_context(|| format!("cannot make {}", staged.display()))?;
         for program in ["walden", "walden-wal-push", "walden-wal-fetch"] {
             let (from, to) = (built.join(program), staged.join(program));
-            // A link where it can be one: the three are a hundred megabytes.
-            fs::hard_link(&from, &to)
-                .or_else(|_| fs::copy(&from, &to).map(drop))
-                .with_context(|| format!("cannot copy {program} from {}", built.display()))?;
+            // A link where it can be one: the three are a hundred megabytes. Else another process copies: a file that
+            // this one had open for writing could be so still in a child that another thread has just begun, and a
+            // program that is open for writing does not start (ETXTBSY).
+            if fs::hard_link(&from, &to).is_err() {
+                run(Command::new("cp").arg(&from).arg(&to))?;
+            }
         }
         Ok(Self { dir: staged })
     }
