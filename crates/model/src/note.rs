@@ -172,6 +172,11 @@ impl fmt::Display for Note {
                 "Names alone cannot prove that {target} is in the archived WAL. If it is not, PostgreSQL replays everything and then stops with \
                  \"recovery ended before configured recovery target was reached\"."
             ),
+            Self::GapBehind(gap) if gap.begins_in_conflict() => write!(
+                f,
+                "WAL is in conflict: {gap}. If the target does not lie before that, the copy may hold what another server wrote: look \
+                 before you use it."
+            ),
             Self::GapBehind(gap) => write!(
                 f,
                 "WAL is missing: {gap}. If the target does not lie before that, PostgreSQL will stop there with an error."

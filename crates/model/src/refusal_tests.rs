@@ -319,6 +319,13 @@ fn an_idle_server_may_have_no_commit_before_the_later_backup_so_the_gap_behind_i
     };
     let first = "000000010000000000000007";
     assert_eq!(told(&broken).as_deref(), Some(first), "{:?}", broken.notes);
+    let conflict = plan(&conflict(8), TargetKind::Time(time(600))).unwrap();
+    let note = conflict.notes.first().unwrap().to_string();
+    assert!(
+        note.starts_with("WAL is in conflict: conflict at 000000010000000000000008")
+            && note.contains("another server wrote"),
+        "recovery does not stop at a conflict: {note}"
+    );
     let whole = plan(&whole(), TargetKind::Time(time(600))).unwrap();
     assert_eq!(told(&whole), None, "there is none");
 }
