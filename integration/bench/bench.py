@@ -368,6 +368,7 @@ class Bench:
 
     def run(self):
         adopt_orphans()
+        load = os.getloadavg()[0]
         os.environ |= {"PGHOST": str(self.place), "PGPORT": "5432", "PGUSER": "postgres", "PGDATABASE": "postgres"}
         self.make_cluster()
         # As the archiver, whose %p is a path below it.
@@ -382,19 +383,19 @@ class Bench:
                     # Each has its turn at being the first.
                     turn = round_ % len(racing)
                     getattr(self, work)(racing[turn:] + racing[:turn], round_)
-            self.report(contenders)
+            self.report(contenders, load)
         finally:
             self.stop()
 
     # The tables
 
-    def report(self, contenders):
+    def report(self, contenders, load):
         names = [contender.name for contender in contenders]
         wal = len(self.names) * 16.777216
         print(f"Walden {self.options.revision}, {output('pgbackrest', 'version')}, PostgreSQL {self.ask('SHOW server_version')}, "
               f"zstd level {self.options.level}, {time.strftime('%Y-%m-%d')}.")
         print(f"{machine(self.place)}. Cluster {size(self.place / 'base') / 1e6:.0f} MB, WAL {wal:.0f} MB, "
-              f"{self.options.rounds} rounds: median (least–most).\n")
+              f"{self.options.rounds} rounds: median (least–most). Load average before the run: {load:.1f}.\n")
 
         def rows(cell, unit):
             found = []

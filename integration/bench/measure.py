@@ -174,5 +174,5 @@ def machine(folder):
     kind = output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", folder)
     return (
         f"{os.cpu_count()} cores ({first('/proc/cpuinfo', 'model name')}), {memory:.0f} GiB, "
-        f"Linux {os.uname().release}, {kind}, {write_rate(folder):.0f} MB/s of writes"
+        f"Linux {os.uname().release}, {kind}, {write_rate(folder):.0f} MB/s of writes with one fsync"
     )

@@ -4,6 +4,7 @@
 
 use std::hint::black_box;
 use std::io::Read;
+use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use jiff::Timestamp;
@@ -78,7 +79,10 @@ fn tar(files: usize) -> Vec<u8> {
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
     let segment = content(SEGMENT);
 
     let mut group = criterion.benchmark_group("engine");

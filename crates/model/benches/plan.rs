@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use jiff::Timestamp;
@@ -74,7 +75,10 @@ fn backup(size: WalSegmentSize, number: u64) -> BackupRecord {
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
 
     let size = WalSegmentSize::new(16 << 20).unwrap();
     let mut catalog = Catalog::empty("main".parse().unwrap(), SYSTEM, RandomId([7; 16]), size);

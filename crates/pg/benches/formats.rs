@@ -4,6 +4,7 @@
 
 use std::fmt::Write;
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use sha2::{Digest, Sha256};
@@ -37,7 +38,10 @@ fn manifest() -> Vec<u8> {
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
 
     let name: SegmentName = "000000010000000000000004".parse().unwrap();
     criterion.bench_function("pg/segment: name against first page", |bench| {
