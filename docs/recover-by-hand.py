@@ -300,8 +300,14 @@ def main():
   1. In {target}/postgresql.auto.conf remove each recovery_target, primary_conninfo and primary_slot_name line, and add
 
          restore_command = 'cp "{wal}/%f" "%p"'
-         archive_mode = off
+         archive_cleanup_command = ''
+         recovery_end_command = ''
+         recovery_min_apply_delay = 0
          primary_conninfo = ''
+         # unless this takes the original's place, or it would do its work beside it:
+         archive_mode = off
+         max_logical_replication_workers = 0
+         synchronous_standby_names = ''
          # and, to stop before the end of the WAL, one of recovery_target_time, _lsn, _xid or _name
 
   2. touch {target}/recovery.signal""")

@@ -272,7 +272,16 @@ fn by_hand_blocks() -> Vec<&'static str> {
 
 /// The settings that the program tells to write.
 fn advised_settings(said: &str) -> Result<Vec<&str>> {
-    let names = ["restore_command", "archive_mode", "primary_conninfo"];
+    let names = [
+        "restore_command",
+        "archive_cleanup_command",
+        "recovery_end_command",
+        "recovery_min_apply_delay",
+        "primary_conninfo",
+        "archive_mode",
+        "max_logical_replication_workers",
+        "synchronous_standby_names",
+    ];
     let lines: Vec<&str> = said
         .lines()
         .map(str::trim)
