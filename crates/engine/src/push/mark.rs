@@ -155,3 +155,76 @@ impl std::fmt::Display for Statement<'_> {
         writeln!(f, "object {key} size {size} modified {modified}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(files: &[WalFileName]) -> Vec<String> {
+        files.iter().map(WalFileName::to_string).collect()
+    }
+
+    fn pg_wal(ready: &[&str]) -> (tempfile::TempDir, Marks) {
+        let dir = tempfile::tempdir().unwrap();
+        let marks = Marks {
+            pg_wal: dir.path().to_owned(),
+        };
+        fs::create_dir(marks.status()).unwrap();
+        for name in ready {
+            fs::write(marks.status().join(name), "").unwrap();
+        }
+        (dir, marks)
+    }
+
+    #[test]
+    fn files_come_in_the_archivers_order() {
+        let (_dir, marks) = pg_wal(&[
+            "0000000200000001000000FF.ready",
+            "000000020000000200000000.ready",
+            "00000001000000AA00000001.ready",
+            "0000000A.history.ready",
+            "00000002.history.ready",
+            // Done, of another kind, and of nobody's.
+            "000000010000000000000001.done",
+            "00000001000000AA00000001.00000028.backup.ready",
+            "00000001000000AA00000002.partial.ready",
+            "RECOVERYXLOG.ready",
+        ]);
+        assert_eq!(
+            names(&marks.ready().unwrap()),
+            [
+                "00000002.history",
+                "0000000A.history",
+                "00000001000000AA00000001",
+                "0000000200000001000000FF",
+                "000000020000000200000000",
+            ],
+            "histories first, then by name"
+        );
+    }
+
+    #[test]
+    fn marks_of_files_that_are_not_ready_are_removed() {
+        let (_dir, marks) = pg_wal(&["000000010000000000000002.ready"]);
+        let ready = marks.ready().unwrap();
+        marks.prepare(&ready).unwrap();
+        let gone: WalFileName = "000000010000000000000001".parse().unwrap();
+        let stays: WalFileName = "000000010000000000000002".parse().unwrap();
+        for file in [gone, stays] {
+            marks.write(file, "a statement\n").unwrap();
+        }
+        fs::write(marks.folder().join("000000010000000000000002.1f"), "half").unwrap();
+        marks.prepare(&ready).unwrap();
+        let left: Vec<_> = fs::read_dir(marks.folder())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(
+            left,
+            ["000000010000000000000002"],
+            "only the mark of a file that is still ready stays"
+        );
+        assert_eq!(marks.read(stays).unwrap(), b"a statement\n");
+        assert_eq!(marks.read(gone), None, "a mark that was removed");
+    }
+}
