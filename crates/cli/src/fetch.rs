@@ -22,9 +22,9 @@ pub struct FetchArguments {
     /// The data directory, where it is neither the working directory nor above the destination
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
-    /// Fetch what comes after the file, whose segment size is given: what a fetch starts
+    /// For the process that fetches ahead
     #[arg(long, value_name = "BYTES", hide = true)]
-    prefetch: Option<u64>,
+    segment_size: Option<u64>,
     /// The WAL file's name, as PostgreSQL gives it for %f
     name: String,
     /// Where to put it, as PostgreSQL gives it for %p
@@ -86,8 +86,10 @@ fn restore(
         retry_for: settings.fetch_retry_for,
         stop_standby: settings.standby_on_outage == StandbyOnOutage::Stop,
     };
-    if let Some(segment_size) = arguments.prefetch {
-        prefetch::fill(request, segment_size, settings.fetch_ahead);
+    if prefetch::is_asked_for(given) {
+        if let Some(segment_size) = arguments.segment_size {
+            prefetch::fill(request, segment_size, settings.fetch_ahead);
+        }
         return Ok(());
     }
     let ready = Some(settings.fetch_ahead)

@@ -1,6 +1,7 @@
 //! The process that a fetch leaves behind, to fetch what PostgreSQL will ask for next.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use walden_engine::fetch::{FetchRequest, PrefetchRequest};
@@ -9,8 +10,8 @@ use walden_pg::WalSegmentSize;
 
 use crate::command::run;
 
-/// The option that makes a fetch this process. It stands first.
-const OPTION: &str = "--prefetch";
+/// By this name in place of its own a fetch knows that it is this process: no restore_command becomes one by a slip.
+const NAME: &str = "walden-wal-prefetch";
 
 /// Its exit code, however it ends. A server that is process 1 of a container inherits this process, and takes any exit but 0 and 1 for a
 /// crash of its own (PostgreSQL: postmaster/postmaster.c, `CleanupBackend`).
@@ -18,14 +19,15 @@ pub const EXIT: u8 = 0;
 
 /// Whether these are the arguments of such a process, the program's name first.
 pub fn is_asked_for(arguments: &[OsString]) -> bool {
-    arguments.get(1).is_some_and(|first| first == OPTION)
+    arguments.first().is_some_and(|name| name == NAME)
 }
 
 /// Starts it, with the arguments of the fetch that has just been served. Where that is impossible, the next fetches do without.
 pub(crate) fn start(given: &[OsString], segment_size: u64) {
     let started = std::env::current_exe().and_then(|program| {
         Command::new(program)
-            .arg(OPTION)
+            .arg0(NAME)
+            .arg("--segment-size")
             .arg(segment_size.to_string())
             .args(given.iter().skip(1))
             // PostgreSQL's logging collector runs until nobody holds its pipe.

@@ -197,6 +197,24 @@ fn a_standby_asks_again_during_an_outage_unless_told_to_stop() {
 }
 
 #[test]
+fn what_fetches_ahead_never_looks_like_a_crash_of_the_server() {
+    let bench = Bench::new();
+    bench.make_cluster();
+    let wanted = ["--segment-size", "16777216", SEGMENT, "pg_wal/RECOVERYXLOG"];
+    for arguments in [&wanted[..], &wanted[..2], &["--config", "/nonexistent"]] {
+        let mut command = bench.command(FETCH, arguments);
+        std::os::unix::process::CommandExt::arg0(&mut command, "walden-wal-prefetch");
+        assert_eq!(
+            command.output().expect("the program starts").status.code(),
+            Some(0),
+            "a server that is process 1 would restart after any other exit than 0 or 1: {arguments:?}"
+        );
+    }
+    // Under its own name it is a fetch, whatever it is given.
+    bench.fetch(&wanted, 200, "repository \"here\"");
+}
+
+#[test]
 fn a_closed_standard_error_changes_no_exit_code() {
     let bench = Bench::new();
     for (arguments, code) in [

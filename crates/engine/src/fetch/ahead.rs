@@ -97,7 +97,12 @@ pub async fn prefetch(request: &PrefetchRequest) -> Result<(), PrefetchError> {
         repository,
         identity,
     };
-    fill(&claimed, &archive, Window::new(request, last)).await
+    fill(
+        &claimed,
+        &archive,
+        Window::new(request.segment_size, request.ahead, last),
+    )
+    .await
 }
 
 async fn fill(
@@ -107,7 +112,7 @@ async fn fill(
 ) -> Result<(), PrefetchError> {
     let mut coming = FuturesUnordered::new();
     let mut expected = BTreeSet::new();
-    let mut failure = None;
+    let mut failure: Option<(SegmentName, FetchError)> = None;
     while claimed.is_needed() {
         if let Some(brought) = claimed.brought() {
             window.follow(brought);
@@ -124,28 +129,36 @@ async fn fill(
             }
             keep && claimed.has(*segment)
         });
-        let wanted = window.following(window.length);
-        if failure.is_none() {
-            let behind = wanted
-                .first()
-                .is_some_and(|next| !window.ready.contains(next));
-            let most = if behind {
-                PARALLEL.min(host::cores())
-            } else {
-                1
-            };
-            let missing = wanted
+        // PostgreSQL may have got it in the meantime, or have gone elsewhere.
+        failure = failure.filter(|(segment, _)| near.contains(segment));
+        let end = failure.as_ref().map(|(segment, _)| *segment);
+        let mut wanted = window.following(window.length);
+        wanted.truncate(
+            wanted
                 .iter()
-                .filter(|segment| !window.ready.contains(*segment) && !expected.contains(*segment))
-                .take(most.saturating_sub(coming.len()))
-                .copied()
-                .collect::<Vec<_>>();
-            for segment in missing {
-                expected.insert(segment);
-                coming.push(async move { (segment, archive.bring(claimed, segment).await) });
-            }
-        } else if coming.is_empty() && window.ready.is_empty() {
+                .position(|segment| Some(*segment) == end)
+                .unwrap_or(wanted.len()),
+        );
+        if wanted.is_empty() && coming.is_empty() {
             break;
+        }
+        let behind = wanted
+            .first()
+            .is_some_and(|next| !window.ready.contains(next));
+        let most = if behind {
+            PARALLEL.min(host::cores())
+        } else {
+            1
+        };
+        let missing = wanted
+            .iter()
+            .filter(|segment| !window.ready.contains(*segment) && !expected.contains(*segment))
+            .take(most.saturating_sub(coming.len()))
+            .copied()
+            .collect::<Vec<_>>();
+        for segment in missing {
+            expected.insert(segment);
+            coming.push(async move { (segment, archive.bring(claimed, segment).await) });
         }
         tokio::select! {
             Some((segment, brought)) = coming.next() => {
@@ -156,14 +169,17 @@ async fn fill(
                     }
                     Err(error) => {
                         claimed.discard(segment);
-                        failure.get_or_insert(error);
+                        // The earliest one counts.
+                        if end.is_none_or(|end| segment < end) {
+                            failure = Some((segment, error));
+                        }
                     }
                 }
             }
             () = tokio::time::sleep(LOOK) => {}
         }
     }
-    failure.map_or(Ok(()), |error| Err(error.into()))
+    failure.map_or(Ok(()), |(_, error)| Err(error.into()))
 }
 
 struct Archive {
@@ -178,6 +194,8 @@ impl Archive {
         let path = claimed.path(segment);
         let file = WalFileName::Segment(segment);
         let key = self.system.wal(&WalName::Segment(segment));
+        // A call that was killed may have left the proof of an earlier file.
+        claimed.discard(segment);
         // A call that comes now sees that it is on its way.
         File::create(&path).map_err(|source| write_error(&path, source))?;
         receive(&self.repository, &self.identity, &key, file, &path).await?;
@@ -203,12 +221,12 @@ struct Window {
 }
 
 impl Window {
-    fn new(request: &PrefetchRequest, last: SegmentName) -> Window {
-        let larger = request.segment_size.bytes().div_ceil(USUAL_SEGMENT);
-        let most = usize::try_from(larger).map_or(1, |larger| (request.ahead / larger).max(1));
+    fn new(segment_size: WalSegmentSize, ahead: usize, last: SegmentName) -> Window {
+        let larger = segment_size.bytes().div_ceil(USUAL_SEGMENT);
+        let most = usize::try_from(larger).map_or(1, |larger| (ahead / larger).max(1));
         Window {
             last,
-            segment_size: request.segment_size,
+            segment_size,
             length: most.min(2),
             most,
             ready: BTreeSet::new(),
@@ -242,5 +260,97 @@ impl Window {
         })
         .take(count)
         .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(segment_size: u64, ahead: usize) -> Window {
+        let segment_size = WalSegmentSize::new(segment_size).expect("a segment size");
+        Window::new(segment_size, ahead, segment("000000010000000000000001"))
+    }
+
+    fn segment(name: &str) -> SegmentName {
+        match name.parse() {
+            Ok(WalFileName::Segment(segment)) => segment,
+            other => panic!("{name} is a segment: {other:?}"),
+        }
+    }
+
+    fn names(window: &Window) -> Vec<String> {
+        let segments = window.following(window.length);
+        segments.iter().map(SegmentName::to_string).collect()
+    }
+
+    #[test]
+    fn a_call_that_waits_makes_the_window_longer_up_to_the_setting() {
+        let mut window = window(16 << 20, 5);
+        assert_eq!(
+            names(&window),
+            ["000000010000000000000002", "000000010000000000000003"],
+            "it begins with two"
+        );
+        let call = |name: &str, at_once| Brought {
+            segment: segment(name),
+            at_once,
+        };
+        window.follow(call("000000010000000000000002", true));
+        assert_eq!(window.length, 2, "a call that finds its segment ready");
+        window.follow(call("000000010000000000000003", false));
+        window.follow(call("000000010000000000000003", false));
+        assert_eq!(window.length, 4, "one call that waits, seen twice");
+        window.follow(call("0000000100000000000000FE", false));
+        assert_eq!(
+            names(&window),
+            [
+                "0000000100000000000000FF",
+                "000000010000000100000000",
+                "000000010000000100000001",
+                "000000010000000100000002",
+                "000000010000000100000003",
+            ],
+            "no more than the setting says, across the end of a log"
+        );
+        window.follow(call("0000000200000001000000A0", true));
+        assert_eq!(
+            names(&window).first().map(String::as_str),
+            Some("0000000200000001000000A1"),
+            "after a switch it is on the new timeline"
+        );
+    }
+
+    #[test]
+    fn larger_segments_count_as_several_and_one_is_always_ready() {
+        for (segment_size, ahead, most) in [
+            (1 << 20, 8, 8),
+            (16 << 20, 8, 8),
+            (32 << 20, 8, 4),
+            (64 << 20, 7, 1),
+            (1 << 30, 8, 1),
+            (16 << 20, 1, 1),
+        ] {
+            let window = window(segment_size, ahead);
+            assert_eq!(
+                window.most, most,
+                "with segments of {segment_size} bytes and ahead: {ahead}"
+            );
+            assert!(window.length <= window.most, "it begins within its bound");
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_log_ends_the_window() {
+        let mut window = window(16 << 20, 8);
+        window.follow(Brought {
+            segment: segment("00000001FFFFFFFF000000FE"),
+            at_once: true,
+        });
+        assert_eq!(
+            names(&window),
+            ["00000001FFFFFFFF000000FF"],
+            "there is one segment left"
+        );
     }
 }

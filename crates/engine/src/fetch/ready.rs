@@ -286,7 +286,7 @@ impl Claimed {
 
     /// Whether a segment is ready still: PostgreSQL takes what it asks for.
     pub fn has(&self, segment: SegmentName) -> bool {
-        self.ready.proof(segment).exists()
+        self.ready.path(segment).exists()
     }
 
     /// Takes away a segment that nobody will ask for. The proof goes first.
