@@ -20,6 +20,11 @@ fn a_timeline_without_a_readable_history_file_is_never_passed_by() {
 }
 
 #[test]
+fn a_timeline_that_a_clone_took_first_is_not_followed_and_a_new_backup_is_the_way_out() {
+    on_version(17, "disputed_history", disputed_history);
+}
+
+#[test]
 fn a_damaged_registration_hides_no_other_and_is_not_chosen_around() {
     on_version(17, "damaged_registration", damaged_registration);
 }
@@ -166,6 +171,52 @@ fn lost_history(install: &PgInstall, dir: &TestDir) -> Result<()> {
     look(&way_out)?;
 
     push(&site, &[], &own)?.exited(0)?;
+    let mut restored = site.restore("restored", &[])?;
+    restored.start()?;
+    wait_open(&restored)?;
+    ledger.compare(&restored, &Target::Latest)
+}
+
+fn disputed_history(install: &PgInstall, dir: &TestDir) -> Result<()> {
+    let mut site = Site::new(install, dir, |builder| builder)?;
+    site.production.start()?;
+    let mut ledger = Ledger::create(&site.production)?;
+    ledger.write(&site.production, 2, 20)?;
+    site.archive_all()?;
+    site.backup(&[])?;
+    let mut clone = site.restore("clone", &["--take-over"])?;
+    clone.start()?;
+    wait_open(&clone)?;
+    clone.wait_archived(&clone.switch_wal()?)?;
+    clone.stop(StopMode::Fast)?;
+
+    for _ in 0..3 {
+        ledger.write(&site.production, 2, 10)?;
+        site.archive_all()?;
+    }
+    site.production.stop(StopMode::Fast)?;
+    site.production.append("standby.signal", "")?;
+    site.production.start()?;
+    site.production.promote()?;
+    let mut ledger = ledger.branch(&site.production)?;
+    let history = site.production.pgdata().join("pg_wal/00000002.history");
+    push(&site, &["--quarantine"], &history)?.exited(0)?;
+    ledger.write(&site.production, 2, 20)?;
+    site.archive_all()?;
+
+    let list = site.list()?;
+    ensure!(
+        said(&list, "/backups/0/window")?.is_null(),
+        "nobody can tell which timeline 2 is production's: {list}"
+    );
+    let words = ["00000002.history is in conflict", "take a new backup"];
+    site.refused("restored", &[], &words)?;
+    let asked = ["--target-timeline", "2"];
+    site.refused("restored", &asked, &["no backup leads to timeline 2"])?;
+
+    site.backup(&[])?;
+    ledger.write(&site.production, 2, 20)?;
+    site.archive_all()?;
     let mut restored = site.restore("restored", &[])?;
     restored.start()?;
     wait_open(&restored)?;

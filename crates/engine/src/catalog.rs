@@ -10,7 +10,7 @@ use walden_model::{
     IdentityDocument, StartedDocument, SystemKeys, WalName, keys,
 };
 use walden_pg::history::TimelineHistory;
-use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalFileName};
+use walden_pg::{SegmentName, SystemIdentifier, TimelineId};
 
 use crate::codec::{CodecError, Expected, ObjectDecoder};
 use crate::repository::{Repository, RepositoryError, Trouble};
@@ -188,15 +188,29 @@ pub async fn quarantined(
     repository: &Repository,
     keys: &SystemKeys,
 ) -> Result<BTreeSet<SegmentName>, RepositoryError> {
-    let objects = repository.list(&keys.quarantine_prefix()).await?;
-    let mut conflicts = BTreeSet::new();
-    for object in objects {
-        let Some((WalFileName::Segment(segment), aside)) =
-            keys.parse_quarantine(object.key.as_str())
+    let conflicts = conflicts(repository, keys).await?.into_iter();
+    Ok(conflicts
+        .filter_map(|name| match name {
+            WalName::Segment(segment) => Some(segment),
+            _ => None,
+        })
+        .collect())
+}
+
+/// The archived files of which another was set aside.
+async fn conflicts(
+    repository: &Repository,
+    keys: &SystemKeys,
+) -> Result<Vec<WalName>, RepositoryError> {
+    let mut conflicts = Vec::new();
+    for object in repository.list(&keys.quarantine_prefix()).await? {
+        let aside = keys.parse_quarantine(object.key.as_str());
+        let Some((name, aside)) =
+            aside.and_then(|(file, digest)| Some((WalName::of_file(file)?, digest)))
         else {
             continue;
         };
-        let key = keys.wal(&WalName::Segment(segment));
+        let key = keys.wal(&name);
         let archived = match repository.read_tail(&key).await {
             Ok((_, read)) => read.tail.sha256.map(|digest| digest.short()),
             Err(e) => match e.trouble() {
@@ -207,7 +221,7 @@ pub async fn quarantined(
             },
         };
         if archived != Some(aside) {
-            conflicts.insert(segment);
+            conflicts.push(name);
         }
     }
     Ok(conflicts)
@@ -411,12 +425,25 @@ impl Loader<'_> {
                 Some(WalName::Backup { .. }) | None => {}
             }
         }
-        for segment in quarantined(self.repository, &self.keys).await? {
-            let wal = catalog.wal.get_mut(&segment.timeline);
-            if let (Some(wal), Some(number)) = (wal, segment.number(size))
-                && wal.contains(number)
-            {
-                wal.conflicts.insert(number);
+        for name in conflicts(self.repository, &self.keys).await? {
+            match name {
+                WalName::Segment(segment) => {
+                    let wal = catalog.wal.get_mut(&segment.timeline);
+                    if let (Some(wal), Some(number)) = (wal, segment.number(size))
+                        && wal.contains(number)
+                    {
+                        wal.conflicts.insert(number);
+                    }
+                }
+                WalName::History(timeline) => {
+                    catalog.disputed_histories.insert(timeline);
+                    catalog.damaged_documents.push(DamagedDocument {
+                        key: self.keys.wal(&name),
+                        why: "in conflict: another file of that name was set aside in quarantine"
+                            .to_owned(),
+                    });
+                }
+                WalName::Partial { .. } | WalName::Backup { .. } => {}
             }
         }
         let histories = stream::iter(histories)

@@ -35,6 +35,8 @@ pub struct Catalog {
     pub wal: BTreeMap<TimelineId, TimelineWal>,
     /// History files by timeline.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// Timelines of whose history file another was set aside: what is archived may be another server's.
+    pub disputed_histories: BTreeSet<TimelineId>,
     /// Partial segments.
     pub partials: Vec<SegmentName>,
     /// When the newest segment of each timeline was written, by its writer's clock.
@@ -63,20 +65,57 @@ pub struct DamagedDocument {
     pub why: String,
 }
 
-/// A timeline's history file is not in the repository, or is damaged, so nobody knows where the timeline comes from.
+/// A timeline's history file is not in the repository, or cannot be believed, so nobody knows where the timeline comes from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the history file {history}.history is {}, so the way to timeline {timeline} is unknown: {}archive it, on a server that has been \
-     on this timeline, with walden-wal-push PGDATA/pg_wal/{history}.history, or choose another timeline with --target-timeline",
-    if damaged.is_some() { "damaged in the repository" } else { "not in the repository" },
-    damaged.as_ref().map_or_else(String::new, |key| format!("move {key} out of the repository and ")),
-    history = timeline.hex()
+    "the history file {}.history is {}, so the way to timeline {timeline} is unknown: {}, or choose another timeline with \
+     --target-timeline",
+    timeline.hex(),
+    trouble.what(),
+    trouble.way_out(*timeline)
 )]
 pub struct MissingHistory {
     /// The timeline.
     pub timeline: TimelineId,
-    /// The key of the history file, where it is there and cannot be read.
-    pub damaged: Option<String>,
+    /// What is wrong with the file.
+    pub trouble: HistoryTrouble,
+}
+
+/// Why a history file does not tell where its timeline comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HistoryTrouble {
+    /// It is not in the repository.
+    Absent,
+    /// It cannot be read; the key.
+    Damaged(String),
+    /// Another file of its name was set aside.
+    InConflict,
+}
+
+impl HistoryTrouble {
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Absent => "not in the repository",
+            Self::Damaged(_) => "damaged in the repository",
+            Self::InConflict => {
+                "in conflict (another file of that name was set aside in quarantine)"
+            }
+        }
+    }
+
+    fn way_out(&self, timeline: TimelineId) -> String {
+        let push = format!(
+            "archive it, on a server that has been on this timeline, with walden-wal-push PGDATA/pg_wal/{}.history",
+            timeline.hex()
+        );
+        match self {
+            Self::Absent => push,
+            Self::Damaged(key) => format!("move {key} out of the repository and {push}"),
+            Self::InConflict => {
+                "take a new backup, from whose end on everything can be restored".to_owned()
+            }
+        }
+    }
 }
 
 /// What a backup opens: the unbroken WAL from its start, along the newest timeline that descends from its own.
@@ -113,6 +152,7 @@ impl Catalog {
             damaged_documents: Vec::new(),
             wal: BTreeMap::new(),
             histories: BTreeMap::new(),
+            disputed_histories: BTreeSet::new(),
             partials: Vec::new(),
             newest_archived_at: BTreeMap::new(),
             missing_packs: BTreeMap::new(),
@@ -147,18 +187,20 @@ impl Catalog {
         with_wal.chain(with_history).chain(with_backup).collect()
     }
 
-    /// The timelines from the first to this one, with the range of WAL that belongs to each.
+    /// The timelines from the first to this one, with the range of WAL that belongs to each. A timeline whose history file is in conflict
+    /// is the only one on its way: what is archived under its own number, and a backup of it, does not depend on where it comes from.
     ///
     /// # Errors
     /// A timeline other than the first whose history file is not in the repository.
     pub fn lineage(&self, timeline: TimelineId) -> Result<Vec<TimelineSpan>, MissingHistory> {
+        let alone = timeline == FIRST_TIMELINE || self.disputed_histories.contains(&timeline);
         match self.histories.get(&timeline) {
-            Some(history) => Ok(history.lineage()),
-            None if timeline == FIRST_TIMELINE => Ok(vec![TimelineSpan {
+            _ if alone => Ok(vec![TimelineSpan {
                 timeline,
                 begin: Lsn::INVALID,
                 end: None,
             }]),
+            Some(history) => Ok(history.lineage()),
             None => Err(self.missing_history(timeline)),
         }
     }
@@ -170,10 +212,14 @@ impl Catalog {
         };
         let key = keys.wal(&WalName::History(timeline));
         let mut documents = self.damaged_documents.iter();
-        MissingHistory {
-            timeline,
-            damaged: documents.any(|document| document.key == key).then_some(key),
-        }
+        let trouble = if self.disputed_histories.contains(&timeline) {
+            HistoryTrouble::InConflict
+        } else if documents.any(|document| document.key == key) {
+            HistoryTrouble::Damaged(key)
+        } else {
+            HistoryTrouble::Absent
+        };
+        MissingHistory { timeline, trouble }
     }
 
     /// Proves that no newer timeline could have been meant with "the newest that descends from it".
@@ -182,7 +228,9 @@ impl Catalog {
     /// A newer timeline has WAL, and where it comes from is unknown.
     pub(crate) fn prove_newest(&self, timeline: TimelineId) -> Result<(), MissingHistory> {
         let unknown = self.wal.keys().rev().find(|newer| {
-            **newer > timeline && self.has_wal(**newer) && !self.histories.contains_key(newer)
+            let known =
+                self.histories.contains_key(newer) && !self.disputed_histories.contains(newer);
+            **newer > timeline && self.has_wal(**newer) && !known
         });
         unknown.map_or(Ok(()), |newer| Err(self.missing_history(*newer)))
     }
@@ -213,7 +261,10 @@ impl Catalog {
             .iter()
             .rev()
             .find(|(candidate, history)| {
-                **candidate > timeline && descends(history) && self.has_wal(**candidate)
+                **candidate > timeline
+                    && descends(history)
+                    && self.has_wal(**candidate)
+                    && !self.disputed_histories.contains(candidate)
             })
             .map_or(timeline, |(candidate, _)| *candidate)
     }

@@ -377,6 +377,35 @@ fn the_newest_timeline_is_never_passed_by_because_nobody_knows_where_it_comes_fr
 }
 
 #[test]
+fn a_timeline_whose_history_is_in_conflict_is_neither_followed_nor_passed_by() {
+    let mut catalog = forked();
+    catalog.disputed_histories.insert(TimelineId(2));
+    let expected = "the history file 00000002.history is in conflict (another file of that name was set aside in quarantine), so the way \
+                    to timeline 2 is unknown: take a new backup, from whose end on everything can be restored, or choose another \
+                    timeline with --target-timeline";
+    assert_eq!(refusal(plan(&catalog, TargetKind::Latest)), expected);
+    for backup in &catalog.backups {
+        assert_eq!(catalog.window(backup).unwrap_err().to_string(), expected);
+    }
+    assert!(on(&catalog, TargetKind::Latest, 1).is_ok());
+    let refused = refusal(on(&catalog, TargetKind::Latest, 2));
+    assert!(
+        refused.starts_with("no backup leads to timeline 2"),
+        "the archived history may be another server's: {refused}"
+    );
+
+    catalog.backups.push(backup(3, 2, 610, 650));
+    let plan = plan(&catalog, TargetKind::Latest).unwrap();
+    assert_eq!(
+        (plan.backup.backup_id, plan.timeline),
+        (id(3), TimelineId(2)),
+        "the way out"
+    );
+    let window = catalog.window(&catalog.backups[2]).unwrap();
+    assert_eq!((window.until, window.first_gap), (lsn(700), None));
+}
+
+#[test]
 fn a_standbys_snapshot_does_not_tell_which_transactions_ran() {
     let mut catalog = whole();
     for (backup, from_standby) in catalog.backups.iter_mut().zip([false, true]) {
