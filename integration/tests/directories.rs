@@ -63,10 +63,7 @@ fn modes(install: &PgInstall, dir: &TestDir) -> Result<()> {
         ];
         let within = |folder: &&str| path.parent().is_some_and(|p| p.starts_with(folder));
         let is_cache = path.ends_with("pg_internal.init") || path.ends_with("pgsql_tmp");
-        if own.iter().any(|own| path == Path::new(own))
-            || left_out.iter().any(within)
-            || is_cache
-        {
+        if own.iter().any(|own| path == Path::new(own)) || left_out.iter().any(within) || is_cache {
             continue;
         }
         let found = is.get(path);
