@@ -38,6 +38,11 @@ pub enum Note {
     },
     /// The `postgresql.conf` that had to be made says nothing of archiving, although the copy takes over.
     ArchivesNotYet,
+    /// The copy's `postgresql.conf` names another data directory, which PostgreSQL would open (guc.c, `SelectConfigFiles`).
+    LeadsElsewhere {
+        /// Which.
+        directory: String,
+    },
     /// The copy's subscriptions do not run.
     SubscriptionsOff,
     /// What else in the original's configuration acts in the copy.
@@ -128,6 +133,11 @@ impl fmt::Display for Note {
             Self::ArchivesNotYet => f.write_str(
                 "Started with the postgresql.conf that was made in the data directory, the copy does NOT archive: neither the server's own \
                  postgresql.conf nor postgresql.auto.conf says how. Set archive_mode = on and archive_command in it before you start it.",
+            ),
+            Self::LeadsElsewhere { directory } => write!(
+                f,
+                "postgresql.conf says data_directory = '{directory}': PostgreSQL would open that one and not the copy. Take the line out before \
+                 you start it."
             ),
             Self::SubscriptionsOff => f.write_str(
                 "Subscriptions do not run in the copy (max_logical_replication_workers = 0): they would take the changes that the original's \

@@ -160,6 +160,13 @@ fn add_missing_configuration(
         }
         replace(&main, text.as_bytes())?;
         done.added.push(main);
+    } else if let Some(text) = read(&main)?
+        && let Some(directory) = last(&conf::settings(&text), "data_directory")
+        && Path::new(directory) != places.data
+    {
+        done.notes.push(Note::LeadsElsewhere {
+            directory: directory.to_owned(),
+        });
     }
     for name in ["pg_hba.conf", "pg_ident.conf"] {
         let path = places.data.join(name);

@@ -360,3 +360,23 @@ async fn a_new_primary_archives_as_the_configuration_outside_its_data_directory_
     let (_, notes) = taken_over(main, "archive_mode = off\n").await;
     assert_eq!(notes, [Note::ArchivesNotYet]);
 }
+
+#[tokio::test]
+async fn a_configuration_that_leads_to_another_data_directory_is_told() {
+    let notes = async |directory: &str| {
+        let bed = Bed::new().await;
+        let mut parts = cluster();
+        let conf = format!("data_directory = '{directory}'\n")
+            .replace("HERE", &bed.target().display().to_string());
+        parts.push(file("postgresql.conf", conf));
+        bed.backup(1, &parts, Vec::new()).await;
+        run(&bed.request()).await.unwrap().notes
+    };
+    let directory = "/var/lib/postgresql/17/main".to_owned();
+    assert_eq!(
+        notes(&directory).await,
+        [Note::LeadsElsewhere { directory }],
+        "started from the copy, PostgreSQL would open the original"
+    );
+    assert_eq!(notes("HERE").await, [], "the copy's own place is no harm");
+}
