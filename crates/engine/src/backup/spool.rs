@@ -3,31 +3,37 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 /// Bytes after which what was read is given back to the disk.
 const GIVE_BACK: u64 = 16 << 20;
 /// How often a file that did not grow is looked at again.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A folder of this backup's own, removed with everything in it when dropped. A kill leaves it; its name says whose it was.
+const NAME: &str = "walden-spool-";
+
+/// A folder of this backup's own, removed with everything in it when dropped. A kill leaves it to the next backup.
 #[derive(Debug)]
 pub(super) struct Spool {
     path: PathBuf,
+    /// Locked as long as its backup lives: the kernel lets go for a killed one.
+    _lock: File,
 }
 
 impl Spool {
-    /// Makes it, readable by nobody else.
+    /// Makes it, readable by nobody else, and removes those of killed backups.
     pub fn create(parent: &Path, backup: &walden_model::BackupId) -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        let path = parent.join(format!("walden-spool-{backup}"));
+        sweep(parent)?;
+        let path = parent.join(format!("{NAME}{backup}"));
         fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Spool { path })
+        let lock = lock(&path)?;
+        Ok(Spool { path, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -41,6 +47,26 @@ impl Drop for Spool {
             tracing::warn!(path = %self.path.display(), %error, "the spool folder could not be removed; remove it by hand");
         }
     }
+}
+
+fn lock(folder: &Path) -> io::Result<File> {
+    let handle = File::open(folder)?;
+    flock(&handle, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(handle)
+}
+
+/// Between a folder's making and its lock another backup may take it for a killed one's: then that one's lock or first file fails, and its
+/// backup ends with an error.
+fn sweep(parent: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let is_spool = entry.file_name().to_string_lossy().starts_with(NAME);
+        if is_spool && entry.file_type()?.is_dir() && lock(&entry.path()).is_ok() {
+            tracing::warn!(path = %entry.path().display(), "removing the spool folder of a killed backup");
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A file that another process is still writing: its end is an end only once that process has ended. (A tar stream's own end mark comes
@@ -141,6 +167,25 @@ mod tests {
             "expected 50 MiB as they were written, found {} bytes",
             content.len()
         );
+    }
+
+    #[test]
+    fn a_killed_backups_folder_is_removed_by_the_next_and_a_running_ones_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = |number| walden_model::BackupId::new(jiff::Timestamp::UNIX_EPOCH, number);
+        let running = Spool::create(dir.path(), &id(1)).unwrap();
+        let killed = dir.path().join(format!("{NAME}{}", id(2)));
+        fs::create_dir(&killed).unwrap();
+        fs::write(killed.join("base.tar"), "half").unwrap();
+        let other = dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let next = Spool::create(dir.path(), &id(3)).unwrap();
+        assert!(!killed.exists(), "nobody else removes it");
+        assert!(
+            running.path().exists() && next.path().exists(),
+            "running backups need theirs"
+        );
+        assert!(other.exists(), "it is not ours");
     }
 
     #[test]
