@@ -88,12 +88,7 @@ async fn kinds_of_every_operation(
         ),
         (
             "sweep_unfinished",
-            kind(
-                store
-                    .sweep_unfinished(jiff::Timestamp::MIN)
-                    .await
-                    .map(drop),
-            ),
+            kind(store.sweep_unfinished(jiff::Timestamp::MIN).await.map(drop)),
         ),
     ]
 }
