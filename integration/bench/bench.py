@@ -17,6 +17,7 @@ from measure import (
 )
 
 CORES = os.cpu_count()
+CLOCK_REALTIME_COARSE = 5
 # Segments of one round of single pushes.
 PUSHES = 8
 # Some 250 bytes of text, of which zstd makes half: with pgbench's own rows, about as compressible as the WAL of an application.
@@ -118,7 +119,8 @@ class Bench:
         self.ask(f"INSERT INTO notes (text) SELECT {TEXT} FROM generate_series(1, {self.options.scale} * 10000) g")
         self.stop()
         # Without a command the archiver waits, and segments stay ready.
-        self.append("wal_level = replica\nmax_wal_senders = 4\narchive_mode = on\narchive_command = ''\n")
+        self.append("wal_level = replica\nmax_wal_senders = 4\narchive_mode = on\ninclude = 'archive.conf'\n")
+        self.set_archive_command("")
         self.start()
         self.stop()
         shell(f"cp -a {self.data} {self.place}/base")
@@ -148,13 +150,21 @@ class Bench:
 
     @contextmanager
     def archiving(self, command):
-        """The server archives with this command, from now on. Yields the moment in which it learnt that."""
-        self.ask(f"ALTER SYSTEM SET archive_command = $${command}$$")
-        begin = time.time_ns()
+        """The server archives with this command, from now on. Yields now, by the clock of files' change times."""
+        begin = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+        self.set_archive_command(command)
         os.kill(self.server, signal.SIGHUP)
         yield begin
-        self.ask("ALTER SYSTEM SET archive_command = ''")
+        self.set_archive_command("")
         os.kill(self.server, signal.SIGHUP)
+        # An archiver that still looks for more would push what is made ready next with the old command.
+        while self.ask("SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'archiver'") != "ArchiverMain":
+            time.sleep(0.01)
+
+    def set_archive_command(self, command):
+        new = self.data / "archive.conf.new"
+        new.write_text(f"archive_command = '{command}'\n")
+        new.rename(self.data / "archive.conf")
 
     def mark(self, names, ready):
         old, new = ("done", "ready") if ready else ("ready", "done")
@@ -281,7 +291,7 @@ class Bench:
         self.mark(names, ready=False)
 
     def drain(self, contenders, _):
-        """From the moment in which the archiver gets its command to the change time of the last `.done` file."""
+        """From before the archiver is given its command to the change time of the last `.done` file."""
         for contender in contenders:
             self.empty(contender)
             self.mark(self.names, ready=True)
@@ -294,12 +304,12 @@ class Bench:
             end = max((status / f"{name}.done").stat().st_ctime_ns for name in self.names)
             background = wait_for_orphans({self.server})
             cpu = cpu_of_children(archiver) - cpu + background
-            self.add("drain", contender, len(self.names) / ((end - begin) / 1e9), cpu, memory)
+            self.add("drain", contender, len(self.names) / (max(end - begin, 1) / 1e9), cpu, memory)
             if contender.name == FLOOR:
                 continue
             stored = [path for path in contender.wal.rglob("0*") if path.is_file() and path.name[:24] in self.names]
-            if len(stored) != len(self.names):
-                raise SystemExit(f"bench: {contender.name} has {len(stored)} of {len(self.names)} segments")
+            if missing := set(self.names) - {path.name[:24] for path in stored}:
+                raise SystemExit(f"bench: the archiver was told that {contender.name} has {missing}, which is not there")
             self.add("stored WAL", contender, sum(path.stat().st_size for path in stored) / 1e6)
 
     def recovery(self, contenders, _):
