@@ -157,6 +157,7 @@ fn a_segment_goes_into_the_repository_and_comes_back() {
 fn another_repository_or_cluster_in_its_place_is_no_absence() {
     let bench = Bench::new();
     bench.run(WALDEN, &["init"], 0);
+    bench.run(PUSH, &[&bench.segment_path()], 0);
     let wanted = ["000000010000000000000009", "pg_wal/RECOVERYXLOG"];
     bench.run(FETCH, &wanted, 1);
 
@@ -228,7 +229,7 @@ fn results_go_to_standard_output_and_refusals_do_not() {
     let json: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(
         json,
-        serde_json::json!({"version": 1, "cluster": "main", "backups": [], "unfinished": [], "damaged_documents": []})
+        serde_json::json!({"version": 1, "cluster": "main", "backups": [], "unfinished": [], "conflicts": [], "damaged_documents": []})
     );
 
     let target = bench.path("restored");
