@@ -300,7 +300,15 @@ fn other_bytes_under_one_name_are_refused_until_they_are_set_aside(
         .exits(0)?
         .says(&["set aside already"])?;
     bench.push_with(&["--quarantine"], &second)?.exits(0)?;
-    bench.gives(name, &stood)?;
+    ensure!(
+        bench.unzstd(&bench.object(name)?)? == stood,
+        "what stood first should stand"
+    );
+    // Whose it is, nobody can tell: it must not pass for this cluster's.
+    bench
+        .fetch(name, "pg_wal/RECOVERYXLOG")?
+        .exits(201)?
+        .says(&[name, "quarantine/", "after the conflict"])?;
     let mut after = bench.objects()?;
     after.retain(|object| !before.contains(object));
     let [(aside, _)] = after.as_slice() else {

@@ -18,10 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use walden_model::{ClusterName, HeadKind, IdentityDocument, SystemKeys, WalName, keys};
+use walden_model::{
+    ClusterName, HeadKind, IdentityDocument, Sha256Digest, SystemKeys, WalName, keys,
+};
 use walden_pg::history::HistoryError;
 use walden_pg::wal_name::ParseWalNameError;
-use walden_pg::{LongPageHeader, SegmentMismatch, SystemIdentifier, WalFileName, check_segment};
+use walden_pg::{
+    LongPageHeader, SegmentMismatch, SegmentName, SystemIdentifier, WalFileName, check_segment,
+};
 
 use crate::codec::Expected;
 use crate::host;
@@ -155,6 +159,12 @@ pub enum FetchError {
         /// Who asks.
         expected: SystemIdentifier,
     },
+    /// Another file of the same name was set aside.
+    #[error(
+        "another server's segment of this name was set aside under quarantine/, so nobody can tell which of the two is this cluster's; \
+         restore to a target before it, or from a backup that was taken after the conflict"
+    )]
+    InConflict,
     /// The destination cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
@@ -172,9 +182,10 @@ impl FetchError {
             FetchError::Absent => Verdict::Absent,
             FetchError::Hole(_) => Verdict::Hole,
             FetchError::EmptyArchive => Verdict::Outage,
-            FetchError::Mismatch(_) | FetchError::OtherSystem { .. } | FetchError::History(_) => {
-                Verdict::Damage
-            }
+            FetchError::Mismatch(_)
+            | FetchError::InConflict
+            | FetchError::OtherSystem { .. }
+            | FetchError::History(_) => Verdict::Damage,
             FetchError::Name(_) | FetchError::WhichSystem { .. } | FetchError::Control(_) => {
                 Verdict::Configuration
             }
@@ -367,7 +378,38 @@ async fn receive(
     }
     let first = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
     check(file, identity.system_identifier, &first, size)?;
+    if let (WalFileName::Segment(segment), Some(content)) = (file, object.tail.sha256) {
+        check_undisputed(repository, identity, segment, &content).await?;
+    }
     Ok(size)
+}
+
+/// Where a person set another server's segment of the same name aside, nobody can tell which of the two is this cluster's, and PostgreSQL would
+/// take the wrong one for the end of the log.
+async fn check_undisputed(
+    repository: &Repository,
+    identity: &IdentityDocument,
+    segment: SegmentName,
+    content: &Sha256Digest,
+) -> Result<(), FetchError> {
+    let keys = SystemKeys {
+        cluster: identity.cluster.clone(),
+        system: identity.system_identifier,
+    };
+    let aside = repository
+        .list(&format!("{}{segment}.", keys.quarantine_prefix()))
+        .await?;
+    let names = aside
+        .iter()
+        .filter_map(|object| keys.parse_quarantine(object.key.as_str()));
+    let disputed = names
+        .filter(|(file, _)| *file == WalFileName::Segment(segment))
+        .any(|(_, digest)| digest != content.short());
+    if disputed {
+        Err(FetchError::InConflict)
+    } else {
+        Ok(())
+    }
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> FetchError {
