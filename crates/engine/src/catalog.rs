@@ -20,7 +20,7 @@ const LANES: usize = 8;
 /// A head is some hundred bytes long.
 const HEAD_GUESS: u64 = 4096;
 /// A history file has a line for each promotion.
-const MAX_HISTORY: usize = 1 << 20;
+pub(crate) const MAX_HISTORY: usize = 1 << 20;
 
 /// One system identifier of a cluster. Two are never merged: their LSNs have nothing to do with each other.
 #[derive(Debug, Clone)]
@@ -475,21 +475,12 @@ impl Loader<'_> {
         timeline: TimelineId,
     ) -> Result<Read<TimelineHistory>, RepositoryError> {
         let key = self.keys.wal(&WalName::History(timeline));
-        let (send, receive) = std::sync::mpsc::channel();
-        let mut size = 0;
-        let sink = move |content: Vec<u8>| {
-            size += content.len();
-            if size > MAX_HISTORY {
-                return Err(std::io::Error::other("no history file is that long"));
-            }
-            send.send(content).map_err(std::io::Error::other)
-        };
-        let read = match self
+        let read = self
             .repository
-            .read_object(&key, self.expected(&key), sink)
-            .await
-        {
-            Ok(_) => receive.try_iter().flatten().collect::<Vec<u8>>(),
+            .read_small(&key, self.expected(&key), MAX_HISTORY)
+            .await;
+        let read = match read {
+            Ok(read) => read,
             Err(e @ RepositoryError::Sink { .. }) => return Ok(damaged(&key, &e)),
             Err(e) => return sort(&key, Err(e)),
         };

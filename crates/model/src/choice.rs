@@ -17,6 +17,8 @@ pub(crate) struct Choice<'a> {
     pub(crate) timeline: TimelineId,
     pub(crate) lineage: Vec<TimelineSpan>,
     pub(crate) wal: Vec<SegmentRange>,
+    /// Whether the archive breaks off somewhere behind that WAL and goes on later.
+    pub(crate) gap_behind: bool,
     pub(crate) notes: Vec<Note>,
 }
 
@@ -229,6 +231,10 @@ impl<'a> Search<'a, '_> {
             backup,
             timeline: self.timeline,
             lineage: self.path.spans().to_vec(),
+            gap_behind: self
+                .path
+                .gap_from(self.path.first_segment(backup))
+                .is_some(),
             wal,
             notes,
         })

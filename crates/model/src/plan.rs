@@ -134,6 +134,9 @@ impl RecoveryPlan {
         } else {
             choice.timeline.to_string()
         };
+        // PostgreSQL reads ahead of what it replays (xlogprefetcher.c, from version 15 on), and would ask for what is missing behind the
+        // target before it gets there.
+        let reads_singly = choice.gap_behind && choice.backup.pg_version >= 15;
         Ok(Self {
             backup: choice.backup.clone(),
             target: target.clone(),
@@ -142,7 +145,7 @@ impl RecoveryPlan {
             wal,
             restore_size: choice.backup.cluster_size,
             stored_size: choice.backup.stored_size,
-            settings: settings(&target.kind, target, timeline, options),
+            settings: settings(&target.kind, target, timeline, options, reads_singly),
             signal: if options.standby {
                 Signal::Standby
             } else {
@@ -169,6 +172,7 @@ fn settings(
     target: &RecoveryTarget,
     timeline: String,
     options: &PlanOptions,
+    reads_singly: bool,
 ) -> Vec<(String, String)> {
     const KINDS: [&str; 5] = [
         "recovery_target",
@@ -193,6 +197,9 @@ fn settings(
         // Without it a pause at the target is a shutdown (xlogrecovery.c, `PerformWalRecovery`).
         ("hot_standby", "on".to_owned()),
     ];
+    if reads_singly {
+        settings.push(("recovery_prefetch", "off".to_owned()));
+    }
     let other = |name: &&str| chosen.as_ref().is_none_or(|(chosen, _)| chosen != name);
     settings.extend(
         KINDS

@@ -7,7 +7,7 @@ use walden_pg::{Lsn, TimelineId};
 
 use crate::cluster::Cluster;
 use crate::install::PgInstall;
-use crate::process::run;
+use crate::process::{poll, run};
 
 /// `pg_verifybackup -n` on a directory that no server has run in; `args` come before it.
 ///
@@ -47,5 +47,12 @@ pub fn pg_waldump(
     command.arg(format!("--timeline={timeline}"));
     command.arg(format!("--start={start}"));
     command.arg(format!("--end={end}"));
-    run(command.arg("--path").arg(directory))
+    command.arg("--path").arg(directory);
+    // It learns the segments' size from any file in the folder, and the server may just be making one.
+    poll("pg_waldump to find a segment with content", || {
+        match run(&mut command) {
+            Err(error) if format!("{error:#}").contains("(0 bytes)") => Ok(None),
+            other => other.map(Some),
+        }
+    })
 }

@@ -10,11 +10,9 @@ use walden_pg::{Lsn, SegmentName, TimelineId, WalFileName};
 use walden_store::{ListOptions, ListPage};
 
 use super::FetchError;
+use crate::catalog::MAX_HISTORY;
 use crate::codec::Expected;
 use crate::repository::{Repository, RepositoryError};
-
-/// A history file has a line for each promotion.
-const MAX_HISTORY: usize = 16 << 20;
 
 /// What in the archive shows that a missing file was there once, or should have been.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

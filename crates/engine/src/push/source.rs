@@ -10,9 +10,7 @@ use walden_pg::wal_name::ParseWalNameError;
 use walden_pg::{LongPageHeader, SegmentFacts, SegmentMismatch, WalFileName, check_segment};
 
 use super::Difference;
-
-/// History files are lines of text; PostgreSQL writes some hundred bytes.
-const MAX_TEXT: u64 = 16 * 1024 * 1024;
+use crate::catalog::MAX_HISTORY;
 
 #[derive(Debug)]
 pub(super) enum SourceError {
@@ -106,7 +104,7 @@ impl WalSource {
                 handle.read_exact_at(first, 0)?;
                 Some(check_segment(&segment, first, size).map_err(SourceError::Mismatch)?)
             }
-            WalFileName::History(_) | WalFileName::Backup { .. } if size > MAX_TEXT => {
+            WalFileName::History(_) | WalFileName::Backup { .. } if size > MAX_HISTORY as u64 => {
                 return Err(SourceError::Read(std::io::Error::other(format!(
                     "{size} bytes are more than a history file has"
                 ))));
