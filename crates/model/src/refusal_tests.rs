@@ -143,6 +143,18 @@ fn a_time_on_this_side_of_a_gap_is_planned_where_a_later_backup_or_the_person_sa
         "{:?}",
         plan.notes
     );
+    let singly = ("recovery_prefetch".to_owned(), "off".to_owned());
+    assert!(
+        plan.settings.contains(&singly),
+        "reading ahead would run into the gap before the target: {:?}",
+        plan.settings
+    );
+    let whole = crate::sample::plan(&crate::sample::whole(), TargetKind::Lsn(lsn(700))).unwrap();
+    assert!(
+        !whole.settings.contains(&singly),
+        "where nothing is missing PostgreSQL may read ahead: {:?}",
+        whole.settings
+    );
     catalog.backups.clear();
     catalog.backups.push(backup(2, 1, 550, 750));
     let refused = refusal(plan_with(&catalog, TargetKind::Time(time(800)), 2));
