@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::Result;
-use walden_pg::{Lsn, TimelineId};
+use anyhow::{Result, bail};
+use walden_pg::{Lsn, SegmentName, TimelineId, WalSegmentSize};
 
 use crate::cluster::Cluster;
 use crate::install::PgInstall;
-use crate::process::{poll, run};
+use crate::process::run;
 
 /// `pg_verifybackup -n` on a directory that no server has run in; `args` come before it.
 ///
@@ -43,16 +43,28 @@ pub fn pg_waldump(
     start: Lsn,
     end: Lsn,
 ) -> Result<String> {
+    // Told no segment, it learns their size from any file in the folder, and that may be one without a byte of WAL yet.
+    let size = segment_size(directory)?;
+    let segment = |lsn| SegmentName::containing(timeline, lsn, size).to_string();
     let mut command = install.command("pg_waldump");
-    command.arg(format!("--timeline={timeline}"));
     command.arg(format!("--start={start}"));
     command.arg(format!("--end={end}"));
     command.arg("--path").arg(directory);
-    // It learns the segments' size from any file in the folder, and the server may just be making one.
-    poll("pg_waldump to find a segment with content", || {
-        match run(&mut command) {
-            Err(error) if format!("{error:#}").contains("(0 bytes)") => Ok(None),
-            other => other.map(Some),
+    command.args([segment(start), segment(Lsn(end.0.saturating_sub(1)))]);
+    run(&mut command)
+}
+
+/// A segment's length is what `initdb` was told.
+fn segment_size(directory: &Path) -> Result<WalSegmentSize> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name
+            .to_str()
+            .is_some_and(|name| name.parse::<SegmentName>().is_ok())
+        {
+            return Ok(WalSegmentSize::new(entry.metadata()?.len())?);
         }
-    })
+    }
+    bail!("no segment in {}", directory.display())
 }
