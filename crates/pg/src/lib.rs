@@ -16,6 +16,7 @@ pub mod relation_file;
 pub mod tablespace_map;
 pub mod wal_name;
 pub mod wal_page;
+pub mod wal_record;
 
 pub use backup_label::BackupLabel;
 pub use control::{ControlFile, system_identifier_of};
