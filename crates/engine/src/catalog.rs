@@ -91,24 +91,53 @@ pub async fn load(
     };
     // An unmounted folder lists as empty; only the root document tells it from an empty archive.
     repository.root().await.map_err(failed)?;
-    let identities = match system {
-        Some(system) => {
-            let identity = repository.registration(cluster, system).await;
-            vec![identity.map_err(failed)?]
-        }
-        None => {
-            let (identities, damaged) = identities(repository, cluster).await?;
-            if let Some(damaged) = damaged.into_iter().next() {
-                let known = identities.iter().map(|known| known.system_identifier);
-                return Err(CatalogError::DamagedIdentity {
-                    damaged,
-                    known: known.collect(),
-                });
-            }
-            identities
-        }
-    };
+    let identities = chosen(repository, cluster, system).await?;
     load_each(repository, cluster, identities).await
+}
+
+/// The registration that is meant: the named one, else the one that was registered last.
+///
+/// # Errors
+/// As [`load`].
+pub async fn registration(
+    repository: &Repository,
+    cluster: &ClusterName,
+    system: Option<SystemIdentifier>,
+) -> Result<IdentityDocument, CatalogError> {
+    let root = repository.root().await;
+    root.map_err(|source| CatalogError::Repository {
+        cluster: cluster.clone(),
+        source,
+    })?;
+    let mut identities = chosen(repository, cluster, system).await?;
+    identities.pop().ok_or_else(|| CatalogError::NoCluster {
+        name: repository.name().to_owned(),
+        cluster: cluster.clone(),
+    })
+}
+
+/// The registrations that are meant, in order.
+async fn chosen(
+    repository: &Repository,
+    cluster: &ClusterName,
+    system: Option<SystemIdentifier>,
+) -> Result<Vec<IdentityDocument>, CatalogError> {
+    let Some(system) = system else {
+        let (identities, damaged) = identities(repository, cluster).await?;
+        return match damaged.into_iter().next() {
+            None => Ok(identities),
+            Some(damaged) => Err(CatalogError::DamagedIdentity {
+                damaged,
+                known: identities.iter().map(|i| i.system_identifier).collect(),
+            }),
+        };
+    };
+    let identity = repository.registration(cluster, system).await;
+    let identity = identity.map_err(|source| CatalogError::Repository {
+        cluster: cluster.clone(),
+        source,
+    })?;
+    Ok(vec![identity])
 }
 
 /// Lists everything of a cluster that can be read, and names the registrations that cannot; in the order of registration.
