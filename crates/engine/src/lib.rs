@@ -8,6 +8,7 @@ pub mod fetch;
 pub mod host;
 pub mod init;
 pub mod list;
+pub mod names;
 pub mod pipeline;
 pub mod progress;
 pub mod push;

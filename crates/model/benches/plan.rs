@@ -71,6 +71,7 @@ fn backup(size: WalSegmentSize, number: u64) -> BackupRecord {
         damaged: Vec::new(),
         damaged_blocks: 0,
         extras: Vec::new(),
+        names: None,
     }
 }
 

@@ -19,6 +19,8 @@ pub enum HeadKind {
     Pack,
     /// A shard of a backup's file map.
     FileMap,
+    /// A shard of a backup's names.
+    Names,
 }
 
 impl fmt::Display for HeadKind {
@@ -27,6 +29,7 @@ impl fmt::Display for HeadKind {
             Self::Wal => "wal",
             Self::Pack => "pack",
             Self::FileMap => "file-map",
+            Self::Names => "names",
         })
     }
 }

@@ -323,6 +323,12 @@ impl SystemKeys {
         self.under(format_args!("backups/{id}/files/{number:08x}.zst"))
     }
 
+    /// A shard of the names behind OIDs.
+    #[must_use]
+    pub fn names(&self, id: &BackupId, number: u32) -> String {
+        self.under(format_args!("backups/{id}/names/{number:08x}.zst"))
+    }
+
     /// A WAL file that a person set aside.
     #[must_use]
     pub fn quarantine(&self, file: &WalFileName, content: &Sha256Digest) -> String {
@@ -439,6 +445,10 @@ mod tests {
             (
                 keys().file_map(&id, 0),
                 "main/7302911/backups/20261122T175007Z-0badcafe/files/00000000.zst",
+            ),
+            (
+                keys().names(&id, 1),
+                "main/7302911/backups/20261122T175007Z-0badcafe/names/00000001.zst",
             ),
             (
                 keys().quarantine(&file, &Sha256Digest::of(b"abc")),

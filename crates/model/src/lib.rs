@@ -10,6 +10,7 @@ pub mod file_map;
 pub mod framed;
 pub mod index;
 pub mod keys;
+pub mod names;
 pub mod note;
 mod path;
 pub mod plan;
@@ -28,8 +29,8 @@ pub use note::Note;
 pub use plan::{GUARDS, PlanOptions, RecoveryPlan, Signal, WalRun, main_configuration};
 pub use records::{
     AbandonedDocument, BackupKind, BackupRecord, CommitDocument, ControlSettings, DamagedBlock,
-    Encryption, IdentityDocument, PackRef, RandomId, RepositoryDocument, SegmentRange, ShardRef,
-    Snapshot, StartedDocument, Tablespace, WalRange,
+    Encryption, IdentityDocument, NamesRef, PackRef, RandomId, RepositoryDocument, SegmentRange,
+    ShardRef, Snapshot, StartedDocument, Tablespace, UnreadDatabase, WalRange,
 };
 pub use target::{
     BadTarget, RecoveryTarget, TargetAction, TargetKind, TargetTimeline, parse_target_time,

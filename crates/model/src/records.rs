@@ -11,6 +11,7 @@ use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 use crate::digest::{Sha256Digest, bytes_of_hex, hex_of, parse_text};
 use crate::document::{self, Document, DocumentError};
 use crate::keys::{BackupId, ClusterName};
+use crate::names::Name;
 
 /// 128 random bits as 32 lower-case hexadecimal digits: the ids of repositories and archives, and write tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -258,6 +259,32 @@ pub struct BackupRecord {
     pub damaged_blocks: u64,
     /// Configuration files outside PGDATA, by their paths on the server.
     pub extras: Vec<String>,
+    /// The names behind OIDs, shortly after the backup had ended; `None` where an older version took the backup or the server could not be
+    /// asked. No restore needs them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<NamesRef>,
+}
+
+/// The names behind OIDs as the commit document names them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesRef {
+    /// The objects that hold them.
+    pub shards: Vec<ShardRef>,
+    /// Databases without names of relations, or without all of them: the first 1000 of them.
+    pub unread_databases: Vec<UnreadDatabase>,
+    /// How many there are in all.
+    pub unread: u64,
+}
+
+/// A database whose relations' names could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadDatabase {
+    /// Its OID.
+    pub oid: u32,
+    /// Its name.
+    pub name: Name,
+    /// Why not.
+    pub reason: String,
 }
 
 /// A range of WAL on one timeline; `end` is exclusive.
@@ -462,6 +489,11 @@ impl Document for BackupRecord {
             .iter()
             .map(|pack| pack.size)
             .chain(self.file_map.iter().map(|shard| shard.size))
+            .chain(
+                self.names
+                    .iter()
+                    .flat_map(|names| names.shards.iter().map(|shard| shard.size)),
+            )
         {
             sum = sum.checked_add(size).ok_or("its packs' sizes overflow")?;
         }

@@ -109,6 +109,7 @@ pub(crate) fn backup(number: u32, timeline: u32, start: u64, stop: u64) -> Backu
         }],
         damaged_blocks: 1,
         extras: vec!["/etc/postgresql/17/main/postgresql.conf".to_owned()],
+        names: None,
     }
 }
 

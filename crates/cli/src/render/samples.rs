@@ -59,6 +59,7 @@ pub fn record() -> BackupRecord {
         damaged: vec![],
         damaged_blocks: 0,
         extras: vec![],
+        names: None,
     }
 }
 

@@ -511,6 +511,7 @@ impl Run<'_> {
             damaged: Vec::new(),
             damaged_blocks: 0,
             extras: streamed.items.extras(),
+            names: None,
         })
     }
 }

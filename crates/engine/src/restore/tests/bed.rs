@@ -375,6 +375,7 @@ impl Bed {
             damaged: Vec::new(),
             damaged_blocks: 0,
             extras: extras.map(|part| part.path.clone()).collect(),
+            names: None,
         }
     }
 
