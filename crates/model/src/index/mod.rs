@@ -274,7 +274,8 @@ pub struct TimelineSwitch {
 /// need what it did in other segments, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionFacts {
-    /// Its id, as it stands in its records: a subtransaction's facts stand under its own.
+    /// Its id, as it stands in its records: a subtransaction's facts stand under its own. Under 0 stand facts of transactions that had no id
+    /// yet: files that CREATE INDEX created, and rows of `pg_database` that were changed in place.
     pub xid: u32,
     /// Where its first record here begins, be it of interest or not.
     pub first_lsn: Lsn,
@@ -290,6 +291,10 @@ pub struct TransactionFacts {
     /// Databases whose directory it removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases_dropped: Vec<At<u32>>,
+    /// What it did to `pg_database`, if that still has its first file (1262): what DROP DATABASE does first lies before a checkpoint, and so
+    /// perhaps some segments before the removal of the directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub database_rows: Vec<At<DatabaseRow>>,
     /// Relations whose TRUNCATE logical decoding was told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub truncated: Vec<At<RelationOid>>,
@@ -323,8 +328,23 @@ pub struct CreatedFile {
     pub file: RelFileLocator,
     /// Where the record begins that says so.
     pub lsn: Lsn,
-    /// Whether rows or whole pages came into it afterwards, in this segment and by this transaction.
-    pub content: bool,
+    /// Whether rows came into it afterwards (INSERT, COPY), in this segment and by this transaction: only tables and materialized views
+    /// have such records.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rows: bool,
+    /// Whether whole pages came into it afterwards, in this segment and by this transaction: of an index build, VACUUM FULL or CLUSTER, or a move to another tablespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pages: bool,
+}
+
+/// What was done to a row of `pg_database`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatabaseRow {
+    /// It was changed in place: DROP DATABASE marks it invalid so, before anything else and whether the transaction commits or not; VACUUM does it, too.
+    Inplace,
+    /// It was deleted.
+    Deleted,
 }
 
 /// Rows of one file.

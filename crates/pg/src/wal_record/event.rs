@@ -169,7 +169,7 @@ pub enum Event {
         /// Its OID.
         database: u32,
     },
-    /// A relation's main fork is created (`xl_smgr_create`).
+    /// A relation's main fork is created (`xl_smgr_create`), or an unlogged one's init fork: of these the main fork's creation is not told.
     FileCreated(RelFileLocator),
     /// Rows of a heap changed.
     Heap {
