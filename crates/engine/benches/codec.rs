@@ -57,6 +57,7 @@ fn object(content: &[u8]) -> Vec<u8> {
     }
     let tail = Tail {
         content_size: content.len() as u64,
+        index: None,
         sha256: Some(Sha256Digest::of(content)),
         frames,
     };

@@ -336,6 +336,7 @@ fn heads_and_tails_are_read_back_as_they_were_written() {
     };
     let tail = Tail {
         content_size: 50,
+        index: None,
         sha256: Some(Sha256Digest([6; 32])),
         frames: vec![frame, frame],
     };
@@ -361,6 +362,7 @@ fn heads_and_tails_are_read_back_as_they_were_written() {
         };
         let bad = Tail {
             content_size,
+            index: None,
             sha256: None,
             frames: vec![frame, frame],
         };
@@ -379,5 +381,36 @@ proptest! {
         prop_assert!(Head::decode(&bytes).is_err());
         let _ = Tail::decode(&bytes);
         let _ = crate::FileEntry::decode_line(&bytes);
+    }
+}
+
+#[test]
+fn an_index_that_cannot_be_used_is_none_and_harms_no_tail() {
+    let index = r#"{"version":1,"pg_version":17,"records":3}"#;
+    let tail = |index: &str| {
+        Tail::decode(
+            format!(r#"{{"content_size":0,"index":{index},"frames":[],"later":1}}"#).as_bytes(),
+        )
+    };
+    let read = tail(index).unwrap().index.expect("a good index is read");
+    assert_eq!((read.version, read.records), (1, 3));
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let huge = format!(
+        r#"{{"version":1,"pg_version":17,"records":3,"restore_points":[{}1]}}"#,
+        "1,".repeat(1 << 20)
+    );
+    for (what, bad) in [
+        ("another version", index.replace("1,", "2,")),
+        (
+            "another shape",
+            r#"{"version":1,"records":"many"}"#.to_owned(),
+        ),
+        ("null", "null".to_owned()),
+        ("a list", "[1,[2]]".to_owned()),
+        ("deep nesting", deep),
+        ("a huge list", huge),
+    ] {
+        let read = tail(&bad).unwrap_or_else(|e| panic!("{what} made the tail unreadable: {e}"));
+        assert_eq!(read.index, None, "{what} passed for an index");
     }
 }

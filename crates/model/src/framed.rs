@@ -3,10 +3,12 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use crate::digest::Sha256Digest;
 use crate::document::{DocumentError, FORMAT, check_version};
+use crate::index::SegmentIndex;
 use crate::records::RandomId;
 
 /// What a framed object holds.
@@ -159,6 +161,14 @@ impl From<FrameEntry> for (u64, u64, Sha256Digest) {
 pub struct Tail {
     /// Bytes of content.
     pub content_size: u64,
+    /// What the content says, of a WAL segment. Derived: one that cannot be read, or of another version, is as good as none. It stands before
+    /// the digest, so that a person finds that near the object's end.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "index_if_usable"
+    )]
+    pub index: Option<Box<SegmentIndex>>,
     /// The digest of the content; `None` in packs, whose files have checksums of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256Digest>,
@@ -197,6 +207,13 @@ impl Tail {
         }
         Ok(tail)
     }
+}
+
+fn index_if_usable<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Box<SegmentIndex>>, D::Error> {
+    let json = <&RawValue>::deserialize(deserializer)?;
+    Ok(SegmentIndex::decode(json.get()).map(Box::new))
 }
 
 fn malformed(kind: &'static str) -> impl Fn(serde_json::Error) -> DocumentError {

@@ -211,6 +211,7 @@ pub(super) async fn store_packs(
                     object,
                     Tail {
                         content_size: 0,
+                        index: None,
                         sha256: None,
                         frames: Vec::new(),
                     },

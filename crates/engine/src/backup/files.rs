@@ -215,6 +215,7 @@ impl Shard {
     fn new(object: Vec<u8>) -> Self {
         let tail = Tail {
             content_size: 0,
+            index: None,
             sha256: None,
             frames: Vec::new(),
         };

@@ -243,6 +243,7 @@ mod tests {
         let mut compressor = FrameCompressor::new(1).unwrap();
         let mut tail = Tail {
             content_size: content.len() as u64,
+            index: None,
             sha256: Some(Sha256Digest::of(&content)),
             frames: Vec::new(),
         };

@@ -262,6 +262,7 @@ impl<'a> Job<'a> {
         });
         let mut tail = Tail {
             content_size: self.source.size,
+            index: None,
             sha256: None,
             frames: Vec::new(),
         };

@@ -22,6 +22,9 @@ use walden_pg::{Lsn, TimelineId};
 /// The version of the index that this program writes. One of another version is as good as none.
 pub const INDEX_VERSION: u32 = 1;
 
+/// Bytes of JSON that a reader takes for an index. A writer stays far below.
+const MOST_JSON: usize = 512 * 1024;
+
 /// What one segment says. Records belong to the segment in which they begin; one that goes on in the next segment is in neither index, but
 /// its parts are: [`SegmentIndex::tail`] and the next segment's [`SegmentIndex::head`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +78,15 @@ pub struct SegmentIndex {
 }
 
 impl SegmentIndex {
+    /// Reads an index; `None` if this program cannot use it.
+    #[must_use]
+    pub fn decode(json: &str) -> Option<Self> {
+        let index: Self = (json.len() <= MOST_JSON)
+            .then(|| serde_json::from_str(json).ok())
+            .flatten()?;
+        (index.version == INDEX_VERSION).then_some(index)
+    }
+
     /// The index of a segment that says nothing.
     #[must_use]
     pub fn empty() -> Self {

@@ -171,6 +171,7 @@ impl Bed {
         let mut object = encode_head(&head).unwrap();
         let mut tail = Tail {
             content_size: 0,
+            index: None,
             sha256: None,
             frames: Vec::new(),
         };
