@@ -205,6 +205,14 @@ impl Catalog {
         }
     }
 
+    /// The way to a timeline, segment by segment.
+    ///
+    /// # Errors
+    /// As [`Self::lineage`].
+    pub fn path(&self, timeline: TimelineId) -> Result<WalPath<'_>, MissingHistory> {
+        WalPath::new(self, timeline)
+    }
+
     fn missing_history(&self, timeline: TimelineId) -> MissingHistory {
         let keys = SystemKeys {
             cluster: self.cluster.clone(),

@@ -8,6 +8,7 @@ use crate::keys::BackupId;
 use crate::note::Note;
 use crate::path::{Missing, WalPath};
 use crate::records::{BackupRecord, SegmentRange};
+use crate::resolve::RecordSpan;
 use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
 use crate::unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
 
@@ -34,12 +35,28 @@ enum Refusal {
     Target(Unreachable),
 }
 
-/// Chooses the newest backup that reaches the target, or the one that was asked for, by the same rules.
+/// Chooses the newest backup that reaches the target, or the one that was asked for, by the same rules: by names, or to the record at which
+/// recovery stops.
 pub(crate) fn choose<'a>(
     catalog: &'a Catalog,
     target: &RecoveryTarget,
     asked: Option<&BackupId>,
+    place: Option<RecordSpan>,
 ) -> Result<Choice<'a>, Unreachable> {
+    let search = search(catalog, target, asked, place)?;
+    let (asked, timeline) = (search.asked, search.timeline);
+    search
+        .run()
+        .map_err(|refused| elsewhere(catalog, target, asked, timeline, refused))
+}
+
+/// What a choice is made from.
+pub(crate) fn search<'a, 't>(
+    catalog: &'a Catalog,
+    target: &'t RecoveryTarget,
+    asked: Option<&BackupId>,
+    place: Option<RecordSpan>,
+) -> Result<Search<'a, 't>, Unreachable> {
     if catalog.backups.is_empty() {
         return Err(Unreachable::NoBackup {
             cluster: catalog.cluster.clone(),
@@ -58,16 +75,14 @@ pub(crate) fn choose<'a>(
         ),
     };
     let timeline = resolve(catalog, target.timeline, asked)?;
-    let search = Search {
+    Ok(Search {
         catalog,
         target,
         asked,
         path: WalPath::new(catalog, timeline)?,
         timeline,
-    };
-    search
-        .run()
-        .map_err(|refused| elsewhere(catalog, target, asked, timeline, refused))
+        place,
+    })
 }
 
 fn resolve(
@@ -136,6 +151,7 @@ fn elsewhere(
                     asked,
                     path,
                     timeline: *other,
+                    place: None,
                 }
                 .run()
                 .is_ok()
@@ -157,12 +173,15 @@ fn candidates<'a>(backups: impl IntoIterator<Item = &'a BackupRecord>) -> Vec<Ca
     backups.into_iter().map(Candidate::from).collect()
 }
 
-struct Search<'a, 't> {
+/// The backups and the way to the target's timeline.
+pub(crate) struct Search<'a, 't> {
     catalog: &'a Catalog,
     target: &'t RecoveryTarget,
-    asked: Option<&'a BackupRecord>,
-    path: WalPath<'a>,
-    timeline: TimelineId,
+    pub(crate) asked: Option<&'a BackupRecord>,
+    pub(crate) path: WalPath<'a>,
+    pub(crate) timeline: TimelineId,
+    /// The record at which recovery stops, where the index has told it.
+    pub(crate) place: Option<RecordSpan>,
 }
 
 impl<'a> Search<'a, '_> {
@@ -184,6 +203,13 @@ impl<'a> Search<'a, '_> {
         Ok(on_the_way)
     }
 
+    /// The considered backups that can be restored at all, newest first.
+    pub(crate) fn sound(&self) -> Result<Vec<&'a BackupRecord>, Unreachable> {
+        let mut sound = self.considered()?;
+        sound.retain(|backup| self.broken(backup).is_none());
+        Ok(sound)
+    }
+
     /// Every backup on the way, newest first.
     fn on_the_way(&self) -> Vec<&'a BackupRecord> {
         let ordered = self.catalog.ordered_backups().into_iter().rev();
@@ -201,8 +227,10 @@ impl<'a> Search<'a, '_> {
                 Ok((wal, notes)) => reaching.push((backup, wal, notes)),
                 Err(refusal) => refused.push((backup, refusal)),
             }
-            // A restore point's name is the one target that may lie before the newest backup without anything telling.
-            if !reaching.is_empty() && !matches!(self.target.kind, TargetKind::Name(_)) {
+            // By names, a restore point is the one target that may lie before the newest backup without anything telling.
+            let is_placed =
+                self.place.is_some() || !matches!(self.target.kind, TargetKind::Name(_));
+            if !reaching.is_empty() && is_placed {
                 break;
             }
         }
@@ -305,11 +333,13 @@ impl<'a> Search<'a, '_> {
 
     /// The WAL that recovery from this backup reads on its way to the target.
     fn attempt(&self, backup: &'a BackupRecord) -> Result<(Vec<SegmentRange>, Vec<Note>), Refusal> {
-        let ends_after = match &self.target.kind {
-            TargetKind::Latest | TargetKind::Immediate | TargetKind::Name(_) => false,
-            TargetKind::Time(time) => backup.stopped_at >= *time,
-            TargetKind::Lsn(lsn) => backup.stop_lsn > *lsn,
-            TargetKind::Xid(xid) => match had_ended(backup, *xid) {
+        let ends_after = match (&self.target.kind, self.place) {
+            (TargetKind::Latest | TargetKind::Immediate, _) => false,
+            (TargetKind::Time(time), _) if backup.stopped_at >= *time => true,
+            (TargetKind::Lsn(lsn), _) => backup.stop_lsn > *lsn,
+            (_, Some(record)) => backup.stop_lsn > record.lsn,
+            (TargetKind::Time(_) | TargetKind::Name(_), None) => false,
+            (TargetKind::Xid(xid), None) => match had_ended(backup, *xid) {
                 Some(had_ended) => had_ended,
                 None if self.asked.is_some() => false,
                 None => return Err(Refusal::NoSnapshot),
@@ -323,11 +353,12 @@ impl<'a> Search<'a, '_> {
             return Err(Refusal::Broken(why));
         }
         let first = self.path.first_segment(backup);
-        let read = match &self.target.kind {
-            TargetKind::Immediate => self.path.read(first, WalPath::last_byte(backup)),
-            TargetKind::Lsn(lsn) => self.path.read(first, *lsn),
-            TargetKind::Latest => self.path.read_through(first, self.end()?),
-            TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_) => {
+        let read = match (&self.target.kind, self.place) {
+            (TargetKind::Immediate, _) => self.path.read(first, WalPath::last_byte(backup)),
+            (TargetKind::Latest, _) => self.path.read_through(first, self.end()?),
+            (_, Some(record)) => self.path.read(first, record.last_byte()),
+            (TargetKind::Lsn(lsn), None) => self.path.read(first, *lsn),
+            (TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_), None) => {
                 return self.attempt_unplaced(backup);
             }
         };
@@ -391,6 +422,11 @@ impl<'a> Search<'a, '_> {
 
     /// The last segment of the timeline, with which recovery without a known LSN can end.
     fn end(&self) -> Result<u64, Refusal> {
+        self.last_segment().map_err(Refusal::Target)
+    }
+
+    /// The last segment of the timeline.
+    pub(crate) fn last_segment(&self) -> Result<u64, Unreachable> {
         self.path.last_segment().ok_or_else(|| {
             let known = self
                 .catalog
@@ -398,15 +434,15 @@ impl<'a> Search<'a, '_> {
                 .into_iter()
                 .filter(|timeline| self.catalog.has_wal(*timeline))
                 .collect();
-            Refusal::Target(Unreachable::NoWalOnTimeline {
+            Unreachable::NoWalOnTimeline {
                 timeline: self.timeline,
                 known,
-            })
+            }
         })
     }
 
     /// The refusal for a segment that is not there: a hole, or the end.
-    fn missing(&self, backup: &'a BackupRecord, missing: Missing) -> Unreachable {
+    pub(crate) fn missing(&self, backup: &'a BackupRecord, missing: Missing) -> Unreachable {
         let nearest = self.nearest_before(backup, missing.number);
         match (missing.gap, &self.target.kind) {
             (None, TargetKind::Lsn(lsn)) => Unreachable::BeyondEnd {
@@ -422,6 +458,7 @@ impl<'a> Search<'a, '_> {
                 before: nearest,
                 behind: self.first_behind(missing.number),
                 may_lie_before: self.asked.is_none()
+                    && self.place.is_none()
                     && !gap.begins_in_conflict()
                     && matches!(
                         target,
@@ -435,29 +472,34 @@ impl<'a> Search<'a, '_> {
     /// The nearest target before a missing segment: the start of the last segment that is there, where a record surely begins; or the
     /// backup's own end.
     fn nearest_before(&self, backup: &BackupRecord, missing: u64) -> Offer {
-        let asked_timeline =
-            matches!(self.target.timeline, TargetTimeline::Number(_)).then_some(self.timeline);
         let start = missing.checked_sub(1).map(|last| self.path.start_of(last));
         match start.filter(|start: &Lsn| *start >= backup.stop_lsn) {
-            Some(start) => {
-                let backup = self.asked.map(|asked| asked.backup_id.clone());
-                Offer {
-                    kind: TargetKind::Lsn(start),
-                    backup,
-                    timeline: asked_timeline,
-                }
-            }
+            Some(start) => self.offer(TargetKind::Lsn(start)),
             None => {
                 // To name the backup may choose another timeline.
                 let alone = resolve(self.catalog, self.target.timeline, Some(backup));
                 Offer {
                     kind: TargetKind::Immediate,
                     backup: Some(backup.backup_id.clone()),
-                    timeline: asked_timeline
+                    timeline: self
+                        .asked_timeline()
                         .or((alone != Ok(self.timeline)).then_some(self.timeline)),
                 }
             }
         }
+    }
+
+    /// Another target, asked for in the same way.
+    pub(crate) fn offer(&self, kind: TargetKind) -> Offer {
+        Offer {
+            kind,
+            backup: self.asked.map(|asked| asked.backup_id.clone()),
+            timeline: self.asked_timeline(),
+        }
+    }
+
+    fn asked_timeline(&self) -> Option<TimelineId> {
+        matches!(self.target.timeline, TargetTimeline::Number(_)).then_some(self.timeline)
     }
 
     /// The oldest whole backup that begins behind the missing segment.
@@ -475,7 +517,7 @@ impl<'a> Search<'a, '_> {
 
 /// Whether the transaction had ended when the backup had; `None` where the backup does not tell. An id of 32 bits is taken for the nearest
 /// of the 64-bit ids that end in it, as PostgreSQL compares them.
-fn had_ended(backup: &BackupRecord, xid: u64) -> Option<bool> {
+pub(crate) fn had_ended(backup: &BackupRecord, xid: u64) -> Option<bool> {
     let snapshot = backup.snapshot.as_ref()?;
     let xid = if xid > u64::from(u32::MAX) {
         xid

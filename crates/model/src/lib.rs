@@ -15,6 +15,7 @@ pub mod note;
 mod path;
 pub mod plan;
 pub mod records;
+pub mod resolve;
 pub mod target;
 pub mod unreachable;
 
@@ -26,6 +27,7 @@ pub use file_map::{Extent, FileBody, FileContent, FileEntry, FileEntryError};
 pub use framed::{FrameEntry, Head, HeadKind, Tail, Writer};
 pub use keys::{BackupId, ClusterName, SystemKeys, WalName};
 pub use note::Note;
+pub use path::WalPath;
 pub use plan::{GUARDS, PlanOptions, RecoveryPlan, Signal, WalRun, main_configuration};
 pub use records::{
     AbandonedDocument, BackupKind, BackupRecord, CommitDocument, ControlSettings, DamagedBlock,

@@ -15,7 +15,7 @@ use crate::records::{BackupRecord, SegmentRange};
 /// PostgreSQL asks for each segment on the newest timeline that has begun by then, and on its parents only where that one has none.
 /// The segment in which a timeline forks repeats the parent's bytes up to the fork; so on a way that goes on, each segment must be on the
 /// newest timeline: an older copy would lead along the wrong history.
-pub(crate) struct WalPath<'a> {
+pub struct WalPath<'a> {
     catalog: &'a Catalog,
     spans: Vec<TimelineSpan>,
     size: u64,
@@ -30,7 +30,9 @@ impl<'a> WalPath<'a> {
         })
     }
 
-    pub(crate) fn spans(&self) -> &[TimelineSpan] {
+    /// The timelines on the way, oldest first, with the WAL that belongs to each.
+    #[must_use]
+    pub fn spans(&self) -> &[TimelineSpan] {
         &self.spans
     }
 
@@ -41,21 +43,27 @@ impl<'a> WalPath<'a> {
         })
     }
 
-    pub(crate) fn number_of(&self, lsn: Lsn) -> u64 {
+    /// The number of the segment that holds the byte at `lsn`.
+    #[must_use]
+    pub fn number_of(&self, lsn: Lsn) -> u64 {
         lsn.0 / self.size
     }
 
     /// Where this segment begins.
-    pub(crate) fn start_of(&self, number: u64) -> Lsn {
+    #[must_use]
+    pub fn start_of(&self, number: u64) -> Lsn {
         Lsn(number.saturating_mul(self.size))
     }
 
-    pub(crate) fn name(&self, number: u64) -> SegmentName {
+    /// The segment of this number, on the timeline on which a way that goes on finds it.
+    #[must_use]
+    pub fn name(&self, number: u64) -> SegmentName {
         SegmentName::from_number(self.holder(number), number, self.catalog.segment_size)
     }
 
     /// The number of the first segment that recovery from this backup reads.
-    pub(crate) fn first_segment(&self, backup: &BackupRecord) -> u64 {
+    #[must_use]
+    pub fn first_segment(&self, backup: &BackupRecord) -> u64 {
         let starts = backup.wal_ranges.iter().map(|range| range.start);
         self.number_of(starts.fold(backup.start_lsn, Lsn::min))
     }
@@ -113,7 +121,8 @@ impl<'a> WalPath<'a> {
     }
 
     /// The last segment of the unbroken run from `first`; `None` where `first` itself is missing.
-    pub(crate) fn unbroken_until(&self, first: u64) -> Option<u64> {
+    #[must_use]
+    pub fn unbroken_until(&self, first: u64) -> Option<u64> {
         let mut reached = None;
         for (timeline, range) in self.pieces_from(first) {
             let Some(last) = self
@@ -151,7 +160,8 @@ impl<'a> WalPath<'a> {
     }
 
     /// The missing segments at or behind `from` that have later ones behind them, or are in conflict.
-    pub(crate) fn gap_from(&self, from: u64) -> Option<Gap> {
+    #[must_use]
+    pub fn gap_from(&self, from: u64) -> Option<Gap> {
         let missing = match self.unbroken_until(from) {
             Some(last) => last.checked_add(1)?,
             None => from,
@@ -203,7 +213,8 @@ impl<'a> WalPath<'a> {
         }
     }
 
-    fn ranges(&self, first: u64, last: u64) -> impl Iterator<Item = SegmentRange> {
+    /// The segments from `first` to `last`, each on the timeline on which a way that goes on finds it; archived or not.
+    pub fn ranges(&self, first: u64, last: u64) -> impl Iterator<Item = SegmentRange> {
         self.pieces_from(first)
             .filter_map(move |(timeline, range)| {
                 let (first, last) = (*range.start(), last.min(*range.end()));
@@ -246,7 +257,7 @@ impl<'a> WalPath<'a> {
         Err(self.missing(number))
     }
 
-    fn missing(&self, number: u64) -> Missing {
+    pub(crate) fn missing(&self, number: u64) -> Missing {
         Missing {
             number,
             name: self.name(number),

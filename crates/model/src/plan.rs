@@ -8,6 +8,7 @@ use crate::choice::{Choice, choose};
 use crate::keys::BackupId;
 use crate::note::Note;
 use crate::records::BackupRecord;
+use crate::resolve::{Ending, RecordSpan};
 use crate::target::{RecoveryTarget, TargetKind, TargetTimeline, postgres_time};
 use crate::unreachable::Unreachable;
 
@@ -95,6 +96,8 @@ pub struct RecoveryPlan {
     pub take_over: bool,
     /// What the person must know.
     pub notes: Vec<Note>,
+    /// Where recovery ends; `None` where names are all that is known of the WAL.
+    pub ending: Option<Ending>,
 }
 
 impl RecoveryPlan {
@@ -107,7 +110,20 @@ impl RecoveryPlan {
         target: &RecoveryTarget,
         options: &PlanOptions,
     ) -> Result<Self, Unreachable> {
-        let choice = choose(catalog, target, options.backup.as_ref())?;
+        Self::build_to(catalog, target, options, None)
+    }
+
+    /// Plans a restore to the record at which recovery stops, if that is known ([`crate::resolve`]).
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_to(
+        catalog: &Catalog,
+        target: &RecoveryTarget,
+        options: &PlanOptions,
+        place: Option<RecordSpan>,
+    ) -> Result<Self, Unreachable> {
+        let choice = choose(catalog, target, options.backup.as_ref(), place)?;
         let wal = choice
             .wal
             .iter()
@@ -152,7 +168,8 @@ impl RecoveryPlan {
                 Signal::Recovery
             },
             take_over: options.take_over,
-            notes: notes(newer, follows, target, options, choice),
+            notes: notes(newer, follows, target, options, choice, place.is_some()),
+            ending: None,
         })
     }
 
@@ -247,16 +264,18 @@ fn notes(
     target: &RecoveryTarget,
     options: &PlanOptions,
     choice: Choice<'_>,
+    is_placed: bool,
 ) -> Vec<Note> {
     let backup = choice.backup;
     let mut notes = choice.notes;
     if !newer.is_empty() {
         notes.push(Note::OtherTimelines(newer));
     }
-    if matches!(
+    let by_names = matches!(
         target.kind,
         TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_)
-    ) {
+    );
+    if by_names && !is_placed {
         notes.push(Note::TargetNotProven(target.kind.clone()));
     }
     if backup.damaged_blocks > 0 {

@@ -7,6 +7,7 @@ use walden_pg::{Lsn, SegmentName, TimelineId};
 
 use crate::catalog::MissingHistory;
 use crate::coverage::Gap;
+use crate::index::{End, RestorePoint};
 use crate::keys::{BackupId, ClusterName};
 use crate::records::BackupRecord;
 use crate::target::{TargetKind, postgres_time};
@@ -271,6 +272,99 @@ pub enum Unreachable {
     /// The way to a timeline is unknown.
     #[error(transparent)]
     MissingHistory(#[from] MissingHistory),
+    /// No commit and no abort is later, without which recovery to a time ends in an error.
+    #[error(
+        "{} is not before any commit or abort in the archived WAL of timeline {timeline}{}: leave the target out to restore everything that \
+         is archived", postgres_time(*target), last_text(last.as_ref())
+    )]
+    AfterLastCommit {
+        /// What was asked for.
+        target: Timestamp,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The last commit.
+        last: Option<End>,
+    },
+    /// No record begins at this LSN or behind it.
+    #[error(
+        "{lsn} on timeline {timeline} lies behind the last record of the archived WAL, which ends at {end}{}: leave the target out to \
+         restore all of it", last_text(last.as_ref())
+    )]
+    AfterLastRecord {
+        /// What was asked for.
+        lsn: Lsn,
+        /// The timeline.
+        timeline: TimelineId,
+        /// Behind the last record.
+        end: Lsn,
+        /// The last commit.
+        last: Option<End>,
+    },
+    /// The transaction aborted.
+    #[error(
+        "transaction {xid} did not commit: it aborted{} at {}, at {}. The state right after that is {nearest}",
+        aborted_with(*xid, end), postgres_time(end.time), end.lsn
+    )]
+    TransactionAborted {
+        /// What was asked for.
+        xid: u64,
+        /// Its abort, or that of the transaction of which it was a part.
+        end: End,
+        /// The state right after it.
+        nearest: Offer,
+    },
+    /// The transaction is a part of another, and committed with it.
+    #[error(
+        "{xid} is a subtransaction of transaction {}, which committed at {} at {}, and recovery stops only at whole transactions: \
+         choose {top}", end.xid, postgres_time(end.time), end.lsn
+    )]
+    Subtransaction {
+        /// What was asked for.
+        xid: u64,
+        /// The end of the whole transaction.
+        end: End,
+        /// The whole transaction.
+        top: Offer,
+    },
+    /// Nothing says that the transaction ended.
+    #[error(
+        "the archived WAL of timeline {timeline} does not say that transaction {xid} ended{}: it was under way or prepared when the WAL \
+         ended, was cut off by a crash, wrote nothing, or there was none of that number. Leave the target out to restore everything that is \
+         archived", last_text(last.as_ref())
+    )]
+    NeverEnded {
+        /// What was asked for.
+        xid: u64,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The last commit.
+        last: Option<End>,
+    },
+    /// More than one restore point has the name, and PostgreSQL stops at the first that it meets.
+    #[error(
+        "more than one restore point is called {name:?}, and recovery would stop at the first that it meets: choose {}",
+        points_text(points)
+    )]
+    AmbiguousRestorePoint {
+        /// What was asked for.
+        name: String,
+        /// Those that can be reached, in WAL order, and how.
+        points: Vec<(RestorePoint, Offer)>,
+    },
+    /// There is no restore point of that name.
+    #[error(
+        "no restore point {name:?} is in the archived WAL of timeline {timeline}{}; {}", missing_text(gap.as_ref()), known_text(known)
+    )]
+    UnknownRestorePoint {
+        /// What was asked for.
+        name: String,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The last ones that there are, newest first.
+        known: Vec<RestorePoint>,
+        /// Segments that are missing, in which it could be.
+        gap: Option<Gap>,
+    },
     /// Names cannot tell where the restore point is, and more than one backup could lead to it.
     #[error(
         "more than one backup could lead to the restore point {name:?}, and only the newest that ended before it does: choose with \
@@ -295,6 +389,46 @@ pub enum Unreachable {
         /// The backups, newest first.
         candidates: Vec<Candidate>,
     },
+}
+
+fn last_text(last: Option<&End>) -> String {
+    match last {
+        Some(End { xid, lsn, time, .. }) => format!(
+            " (its last commit is that of transaction {xid}, {}, at {lsn})",
+            postgres_time(*time)
+        ),
+        None => " (no commit stands behind the newest backup's start)".to_owned(),
+    }
+}
+
+fn aborted_with(xid: u64, end: &End) -> String {
+    if end.xid == xid as u32 {
+        String::new()
+    } else {
+        format!(" as a part of transaction {}", end.xid)
+    }
+}
+
+fn points_text(points: &[(RestorePoint, Offer)]) -> String {
+    let of_time = |(point, offer): &(RestorePoint, Offer)| {
+        format!("{offer} for that of {}", postgres_time(point.time))
+    };
+    list(&points.iter().map(of_time).collect::<Vec<_>>())
+}
+
+fn missing_text(gap: Option<&Gap>) -> String {
+    gap.map_or(String::new(), |gap| {
+        format!(" as far as it is there (WAL is missing: {gap})")
+    })
+}
+
+fn known_text(known: &[RestorePoint]) -> String {
+    if known.is_empty() {
+        return "there is none at all".to_owned();
+    }
+    let text = |point: &RestorePoint| format!("{:?} ({})", point.name, postgres_time(point.time));
+    let texts: Vec<String> = known.iter().map(text).collect();
+    format!("the newest are {}", texts.join(", "))
 }
 
 fn unfinished_text(unfinished: usize) -> String {

@@ -189,5 +189,6 @@ pub fn plan() -> RecoveryPlan {
         signal: Signal::Recovery,
         take_over: false,
         notes: vec![Note::UnloggedTables, Note::DamagedBlocks(3)],
+        ending: None,
     }
 }

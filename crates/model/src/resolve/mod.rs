@@ -1,0 +1,123 @@
+//! Where recovery ends, as the commit index tells: the decisions of `recoveryStopsBefore` and `recoveryStopsAfter` (xlogrecovery.c), made
+//! before a byte is restored. What segments say is fetched by the caller, who is told which ones matter ([`Walk::looks_into`]).
+
+mod hunt;
+mod walk;
+
+pub use hunt::Hunt;
+pub use walk::{Opaque, Walk};
+
+use walden_pg::Lsn;
+
+use crate::catalog::Catalog;
+use crate::index::{End, Moment};
+use crate::plan::RecoveryPlan;
+use crate::target::TargetKind;
+use crate::unreachable::Unreachable;
+
+/// Where a record begins and ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordSpan {
+    /// Where it begins.
+    pub lsn: Lsn,
+    /// Behind it: the first place where the next one can begin.
+    pub end_lsn: Lsn,
+}
+
+impl RecordSpan {
+    /// Its last byte, without which it cannot be read.
+    pub(crate) fn last_byte(self) -> Lsn {
+        Lsn(self.end_lsn.0.saturating_sub(1).max(self.lsn.0))
+    }
+}
+
+impl From<&Moment> for RecordSpan {
+    fn from(moment: &Moment) -> Self {
+        Self {
+            lsn: moment.lsn,
+            end_lsn: moment.end_lsn,
+        }
+    }
+}
+
+/// Where recovery stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// This record is read and not replayed.
+    Before(RecordSpan),
+    /// This record is the last that is replayed.
+    After(RecordSpan),
+    /// The cluster is consistent here, behind the backup's end.
+    Consistent(Lsn),
+    /// Here the archived WAL ends.
+    EndOfWal(Lsn),
+}
+
+impl Stop {
+    /// Where recovery to a target stops that is reached at this record.
+    #[must_use]
+    pub fn at(record: RecordSpan, target: &TargetKind, inclusive: bool) -> Self {
+        match target {
+            TargetKind::Time(_) => Self::Before(record),
+            TargetKind::Lsn(_) | TargetKind::Xid(_) if !inclusive => Self::Before(record),
+            _ => Self::After(record),
+        }
+    }
+
+    /// Records that begin before this are replayed, and no others.
+    #[must_use]
+    pub fn limit(&self) -> Lsn {
+        match self {
+            Self::Before(record) => record.lsn,
+            Self::After(record) => record.end_lsn,
+            Self::Consistent(lsn) | Self::EndOfWal(lsn) => *lsn,
+        }
+    }
+}
+
+/// How a recovery will end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// Where.
+    pub stop: Stop,
+    /// The last commit that is replayed; `None` where there is none behind the backup's start.
+    pub last_commit: Option<End>,
+    /// How many commits are replayed.
+    pub commits: u64,
+}
+
+impl Ending {
+    /// What a walk tells that ended with recovery ([`RecoveryPlan::walk`]); `None` where it could not see all of the way.
+    #[must_use]
+    pub fn of(stop: Stop, walk: &Walk) -> Option<Self> {
+        walk.opaque.is_none().then_some(Self {
+            stop,
+            last_commit: walk.last_commit,
+            commits: walk.commits,
+        })
+    }
+}
+
+impl RecoveryPlan {
+    /// The walk along what this plan replays, up to `limit` ([`Stop::limit`]), or through its last segment.
+    ///
+    /// # Errors
+    /// The way to the plan's timeline is unknown.
+    pub fn walk(&self, catalog: &Catalog, limit: Option<Lsn>) -> Result<Walk, Unreachable> {
+        let path = catalog.path(self.timeline)?;
+        let first = path.first_segment(&self.backup);
+        let planned = self.wal.last();
+        let planned = planned.and_then(|run| run.last.number(catalog.segment_size));
+        let through = planned.unwrap_or(first);
+        let last = limit.map_or(through, |limit| {
+            path.number_of(Lsn(limit.0.saturating_sub(1))).min(through)
+        });
+        Ok(Walk::new(
+            None,
+            self.backup.start_lsn,
+            limit.unwrap_or(Lsn(u64::MAX)),
+            (first, last.max(first)),
+            catalog.segment_size.bytes(),
+        ))
+    }
+}
