@@ -1,6 +1,8 @@
 //! WAL records (`access/xlogrecord.h`): read from a segment, proven by their CRC, told apart by what they say.
 
+mod decode;
 mod event;
+mod page;
 mod reader;
 mod record;
 pub mod rmgr;

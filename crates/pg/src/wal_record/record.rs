@@ -1,6 +1,7 @@
 //! One record, wherever its bytes came from.
 
-use super::Event;
+use super::page::PageHeader;
+use super::rmgr;
 use crate::field::{array, u32_at, u64_at};
 use crate::{Lsn, MajorVersion, WalSegmentSize};
 
@@ -41,6 +42,12 @@ impl RecordHeader {
         })
     }
 
+    /// The part of `xl_info` that is the resource manager's own (`XLR_RMGR_INFO_MASK`).
+    #[must_use]
+    pub fn operation(&self) -> u8 {
+        self.info & 0xF0
+    }
+
     /// Whether the header at the start of `bytes` belongs to a body with this CRC32C: then neither was changed.
     #[must_use]
     pub fn proves(bytes: &[u8], body_crc: u32) -> bool {
@@ -67,17 +74,18 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// What it says; `None` where that is of no interest, of a resource manager that this program does not know, or not as it should be.
-    #[must_use]
-    pub fn event(&self) -> Option<Event> {
-        None
+    /// Whether the rest of the segment is nothing (`XLOG_SWITCH`).
+    pub(super) fn is_switch(&self) -> bool {
+        self.header.rmgr == rmgr::XLOG && self.header.operation() == rmgr::XLOG_SWITCH
     }
 
-    /// The transaction that the record's subtransaction is a part of, where the record says so (`XLR_BLOCK_ID_TOPLEVEL_XID`: only with
-    /// `wal_level = logical`, once for each subtransaction).
-    #[must_use]
-    pub fn top_xid(&self) -> Option<u32> {
-        None
+    /// Lets a switch go on to the end of the segment, as `pg_waldump` and recovery do.
+    pub(super) fn stretched(self, segment_size: WalSegmentSize) -> Self {
+        let end_lsn = match self.is_switch() {
+            true => Lsn(self.end_lsn.0.next_multiple_of(segment_size.bytes())),
+            false => self.end_lsn,
+        };
+        Self { end_lsn, ..self }
     }
 }
 
@@ -97,13 +105,14 @@ pub fn whole_record(
     {
         return None;
     }
-    Some(Record {
+    let record = Record {
         lsn,
         end_lsn: record_end(lsn, header.total_length, segment_size)?,
         header,
         version,
         body: Some(body),
-    })
+    };
+    Some(record.stretched(segment_size))
 }
 
 /// Behind a record of `total_length` bytes that begins at `lsn`, its padding included, for WAL pages of 8 KiB: each page that it goes on in
@@ -121,11 +130,7 @@ pub fn record_end(lsn: Lsn, total_length: u32, segment_size: WalSegmentSize) -> 
         }
         rest -= room;
         at = at.checked_add(room)?;
-        at = at.checked_add(page_header_length(at.is_multiple_of(segment_size.bytes())))?;
+        let first = at.is_multiple_of(segment_size.bytes());
+        at = at.checked_add(PageHeader::length(first) as u64)?;
     }
-}
-
-/// Bytes of a page's header: a segment's first page has the long one.
-pub(super) fn page_header_length(first: bool) -> u64 {
-    if first { 40 } else { 24 }
 }
