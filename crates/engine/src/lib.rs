@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod codec;
 pub mod fetch;
 pub mod host;
+pub mod index;
 pub mod init;
 pub mod list;
 pub mod names;

@@ -9,15 +9,23 @@ use tokio::sync::mpsc;
 use walden_model::document::{self, MAX_DOCUMENT};
 use walden_model::keys::{self, ROOT_KEY};
 use walden_model::{
-    ClusterName, Document, DocumentError, IdentityDocument, RandomId, RepositoryDocument,
+    ClusterName, Document, DocumentError, Head, IdentityDocument, RandomId, RepositoryDocument,
+    Sha256Digest, Tail,
 };
 use walden_pg::SystemIdentifier;
 use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind};
 
-use crate::codec::{CodecError, DecodedObject, Expected, ObjectDecoder, ReadTail, tail_of};
+use crate::codec::{
+    CodecError, DecodedObject, Expected, FrameCompressor, ObjectDecoder, ReadTail, encode_head,
+    encode_tail, tail_of,
+};
+use crate::host;
 
 /// First guess at a tail's length; a longer one costs a second request.
 const TAIL_GUESS: u64 = 16 * 1024;
+
+/// Content of one frame of an object that is written from memory.
+const FRAME: usize = 1 << 20;
 
 /// Where a repository is, as the configuration says.
 #[derive(Debug, Clone)]
@@ -401,6 +409,33 @@ impl Repository {
         Ok(received.try_iter().flatten().collect())
     }
 
+    /// Writes a framed object whose content fits into memory, create-only.
+    pub async fn put_small(
+        &self,
+        key: &str,
+        place: Expected,
+        content: Vec<u8>,
+        level: i32,
+    ) -> Result<(), RepositoryError> {
+        let failed = |source| RepositoryError::Object {
+            key: key.to_owned(),
+            source,
+        };
+        let encoding = tokio::task::spawn_blocking(move || encode_small(place, &content, level));
+        let encoded = encoding.await.map_err(|source| RepositoryError::Internal {
+            key: key.to_owned(),
+            source,
+        })?;
+        self.store
+            .put(
+                &self.key(key)?,
+                encoded.map_err(failed)?.into(),
+                PutMode::Create,
+            )
+            .await
+            .map_err(|e| self.failed(e))
+    }
+
     /// Reads a framed object's tail, and its stored size.
     pub async fn read_tail(&self, key: &str) -> Result<(u64, ReadTail), RepositoryError> {
         let damaged = |source| RepositoryError::Object {
@@ -423,6 +458,31 @@ impl Repository {
             }
         }
     }
+}
+
+fn encode_small(place: Expected, content: &[u8], level: i32) -> Result<Vec<u8>, CodecError> {
+    let size = content.len() as u64;
+    let Expected {
+        kind,
+        archive_id,
+        key,
+    } = place;
+    let head = Head::new(kind, archive_id, &key, Some(size), host::writer());
+    let mut object = encode_head(&head)?;
+    let mut tail = Tail {
+        content_size: size,
+        index: None,
+        sha256: Some(Sha256Digest::of(content)),
+        frames: Vec::new(),
+    };
+    let mut compressor = FrameCompressor::new(level)?;
+    for content in content.chunks(FRAME) {
+        let frame = compressor.compress(content)?;
+        object.extend_from_slice(&frame.stored);
+        tail.frames.push(frame.entry);
+    }
+    object.extend_from_slice(&encode_tail(&tail)?.0);
+    Ok(object)
 }
 
 enum ReadError {

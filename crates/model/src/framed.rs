@@ -23,6 +23,8 @@ pub enum HeadKind {
     FileMap,
     /// A shard of a backup's names.
     Names,
+    /// What many segments' indexes say together.
+    RollUp,
 }
 
 impl fmt::Display for HeadKind {
@@ -32,6 +34,7 @@ impl fmt::Display for HeadKind {
             Self::Pack => "pack",
             Self::FileMap => "file-map",
             Self::Names => "names",
+            Self::RollUp => "roll-up",
         })
     }
 }

@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalFileName};
+use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalFileName, WalSegmentSize};
 
 use crate::digest::{Sha256Digest, ShortDigest, parse_text};
+use crate::rollup::{Block, Level, ROLLUP_VERSION};
 
 /// The key of the repository's root document.
 pub const ROOT_KEY: &str = "walden.json";
@@ -329,6 +330,30 @@ impl SystemKeys {
         self.under(format_args!("backups/{id}/names/{number:08x}.zst"))
     }
 
+    /// A roll-up.
+    #[must_use]
+    pub fn rollup(&self, block: &Block, size: WalSegmentSize) -> String {
+        let level = block.level.number();
+        let prefix = self.rollup_prefix(block.timeline);
+        format!("{prefix}{level}/{}.zst", block.name(size))
+    }
+
+    /// One timeline's roll-ups of the version that this program knows.
+    #[must_use]
+    pub fn rollup_prefix(&self, timeline: TimelineId) -> String {
+        self.under(format_args!("rollup/{ROLLUP_VERSION}/{}/", timeline.hex()))
+    }
+
+    /// The block whose roll-up has this key, from the repository's root; `None` where the key is not one.
+    #[must_use]
+    pub fn parse_rollup(&self, key: &str, size: WalSegmentSize) -> Option<Block> {
+        let mut parts = key.rsplitn(3, '/');
+        let first: SegmentName = parts.next()?.strip_suffix(".zst")?.parse().ok()?;
+        let level = Level::from_number(parts.next()?.parse().ok()?)?;
+        let block = Block::named(level, first, size)?;
+        (self.rollup(&block, size) == key).then_some(block)
+    }
+
     /// A WAL file that a person set aside.
     #[must_use]
     pub fn quarantine(&self, file: &WalFileName, content: &Sha256Digest) -> String {
@@ -381,10 +406,8 @@ pub fn below_cluster(key: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use walden_pg::WalSegmentSize;
-
     use super::*;
+    use proptest::prelude::*;
 
     fn keys() -> SystemKeys {
         SystemKeys {
@@ -467,6 +490,28 @@ mod tests {
         assert_eq!(
             keys().parse_quarantine(&keys().quarantine(&file, &Sha256Digest::of(b"abc"))),
             Some((file, Sha256Digest::of(b"abc").short()))
+        );
+        let block = Block {
+            level: Level::One,
+            timeline: TimelineId(10),
+            first: 512,
+        };
+        let rollup = keys().rollup(&block, WalSegmentSize::DEFAULT);
+        assert_eq!(
+            rollup,
+            "main/7302911/rollup/1/0000000A/1/0000000A0000000200000000.zst"
+        );
+        assert_eq!(
+            keys().parse_rollup(&rollup, WalSegmentSize::DEFAULT),
+            Some(block)
+        );
+        assert_eq!(
+            keys().parse_rollup(
+                "main/7302911/rollup/1/0000000A/2/0000000A0000000200000000.zst",
+                WalSegmentSize::DEFAULT
+            ),
+            None,
+            "no block of level 2 begins with that segment"
         );
         assert_eq!(
             parse_identity(&keys().cluster, "main/identity/7302911.json"),

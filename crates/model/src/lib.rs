@@ -16,6 +16,7 @@ mod path;
 pub mod plan;
 pub mod records;
 pub mod resolve;
+pub mod rollup;
 pub mod target;
 pub mod unreachable;
 
@@ -34,6 +35,7 @@ pub use records::{
     Encryption, IdentityDocument, NamesRef, PackRef, RandomId, RepositoryDocument, SegmentRange,
     ShardRef, Snapshot, StartedDocument, Tablespace, UnreadDatabase, WalRange,
 };
+pub use rollup::{Block, Level, MAX_ROLLUP, Piece, RollUp, RollUps};
 pub use target::{
     BadTarget, RecoveryTarget, TargetAction, TargetKind, TargetTimeline, parse_target_time,
     postgres_time,

@@ -1,0 +1,176 @@
+//! Reading the commit index: of one segment from its tail, of many from roll-ups, and in full from a segment's own bytes.
+//! What is to be looked into, and what follows from it, `walden_model` decides.
+
+mod last;
+mod rollup;
+mod walk;
+
+pub use last::{LastCommit, RunEnd};
+pub use rollup::{RollUpReport, write_roll_ups};
+pub use walk::Summaries;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OnceCell;
+use walden_model::index::{DetailReader, SegmentDetail, SegmentIndex};
+use walden_model::{Catalog, HeadKind, RollUps, SystemKeys, WalName, keys};
+use walden_pg::SegmentName;
+use walden_pg::wal_record::RelFileLocator;
+
+use crate::codec::Expected;
+use crate::repository::{Repository, RepositoryError, Trouble};
+
+/// Requests under way at the same time.
+const LANES: usize = 16;
+
+/// The indexes of one system identifier's archived segments.
+#[derive(Debug)]
+pub struct Indexes<'a> {
+    repository: &'a Repository,
+    catalog: &'a Catalog,
+    keys: SystemKeys,
+    /// Listed when they are first needed.
+    roll_ups: OnceCell<RollUps>,
+}
+
+impl<'a> Indexes<'a> {
+    /// Those of the catalog's segments.
+    #[must_use]
+    pub fn new(repository: &'a Repository, catalog: &'a Catalog) -> Self {
+        Self {
+            repository,
+            catalog,
+            keys: SystemKeys {
+                cluster: catalog.cluster.clone(),
+                system: catalog.system_identifier,
+            },
+            roll_ups: OnceCell::new(),
+        }
+    }
+
+    /// What a segment's index says. `None`: it has none that this program can use, its object is damaged, or there is no such object.
+    ///
+    /// # Errors
+    /// The repository cannot be asked.
+    pub async fn segment(
+        &self,
+        name: SegmentName,
+    ) -> Result<Option<SegmentIndex>, RepositoryError> {
+        let read = self.repository.read_tail(&self.key(name)).await;
+        match unless_unusable(read)? {
+            Some((_, read)) => {
+                let index = read.tail.index.map(|index| *index);
+                Ok(index.filter(|index| self.is_of(index, name)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Everything a segment says, from its own bytes; the record that goes on in the segments `following` it, mostly one, is joined.
+    ///
+    /// # Errors
+    /// The segment is missing or damaged in the repository ([`RepositoryError::trouble`]), or the repository cannot be asked. A following
+    /// segment that is missing or damaged is no error: the record that goes on there does not count.
+    pub async fn detail(
+        &self,
+        name: SegmentName,
+        following: impl IntoIterator<Item = SegmentName>,
+    ) -> Result<SegmentDetail, RepositoryError> {
+        self.detail_watching(name, following, []).await
+    }
+
+    /// As [`Self::detail`], looking for content that comes into these files, too ([`DetailReader::watch`]).
+    ///
+    /// # Errors
+    /// As [`Self::detail`].
+    pub async fn detail_watching(
+        &self,
+        name: SegmentName,
+        following: impl IntoIterator<Item = SegmentName>,
+        files: impl IntoIterator<Item = RelFileLocator>,
+    ) -> Result<SegmentDetail, RepositoryError> {
+        let mut reader = DetailReader::new(name, self.catalog.segment_size);
+        reader.watch(files);
+        let reader = Arc::new(Mutex::new(reader));
+        self.feed(name, &reader, false).await?;
+        for next in following {
+            let joined = {
+                let mut reader = lock(&reader);
+                reader.next_segment();
+                reader.is_joined()
+            };
+            if joined || unless_unusable(self.feed(next, &reader, true).await)?.is_none() {
+                break;
+            }
+        }
+        let mut reader = lock(&reader);
+        let read = DetailReader::new(name, self.catalog.segment_size);
+        Ok(std::mem::replace(&mut *reader, read).finish())
+    }
+
+    /// Feeds a segment's content; with `until_joined` only as much as the record needs that goes on in it.
+    async fn feed(
+        &self,
+        name: SegmentName,
+        reader: &Arc<Mutex<DetailReader>>,
+        until_joined: bool,
+    ) -> Result<(), RepositoryError> {
+        let key = self.key(name);
+        let expected = self.expected(HeadKind::Wal, &key);
+        let fed = reader.clone();
+        let sink = move |content: Vec<u8>| {
+            let mut reader = lock(&fed);
+            reader.feed(&content);
+            match until_joined && reader.is_joined() {
+                true => Err(io::Error::other("no more is needed")),
+                false => Ok(()),
+            }
+        };
+        match self.repository.read_object(&key, expected, sink).await {
+            Err(RepositoryError::Sink { .. }) => Ok(()),
+            read => read.map(drop),
+        }
+    }
+
+    fn key(&self, name: SegmentName) -> String {
+        self.keys.wal(&WalName::Segment(name))
+    }
+
+    fn expected(&self, kind: HeadKind, key: &str) -> Expected {
+        Expected {
+            kind,
+            archive_id: self.catalog.archive_id,
+            key: keys::below_cluster(key).to_owned(),
+        }
+    }
+
+    /// Whether an index speaks of the segment in whose place it stands: a tail alone does not say where it belongs.
+    fn is_of(&self, index: &SegmentIndex, name: SegmentName) -> bool {
+        let size = self.catalog.segment_size;
+        let Some(start) = name.start(size) else {
+            return false;
+        };
+        let segment = start.0..=start.0.saturating_add(size.bytes());
+        [index.first_lsn, index.end_lsn]
+            .into_iter()
+            .flatten()
+            .all(|lsn| segment.contains(&lsn.0))
+    }
+}
+
+/// Nothing else is done under the lock that could break off.
+fn lock(reader: &Mutex<DetailReader>) -> MutexGuard<'_, DetailReader> {
+    reader.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `None` for an object that is missing or cannot be believed.
+fn unless_unusable<T>(read: Result<T, RepositoryError>) -> Result<Option<T>, RepositoryError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(e) => match e.trouble() {
+            Trouble::Absent | Trouble::Damage | Trouble::Configuration => Ok(None),
+            Trouble::Outage | Trouble::Local => Err(e),
+        },
+    }
+}
