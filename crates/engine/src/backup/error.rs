@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use walden_model::names::NameEntryError;
 use walden_model::{ClusterName, FileEntryError};
 use walden_pg::{SegmentName, WalFileName, WalSegmentSize};
 
@@ -134,6 +135,9 @@ pub enum BackupError {
     /// A file map entry cannot be written.
     #[error("the file map cannot be written")]
     Entry(#[source] FileEntryError),
+    /// An entry of the names cannot be written.
+    #[error("the names of relations cannot be written")]
+    Name(#[source] NameEntryError),
     /// A thread of ours broke off.
     #[error("a part of the backup broke off inside Walden; please report this")]
     Internal(#[source] tokio::task::JoinError),

@@ -1,16 +1,13 @@
 //! The files of a backup as they stream by: remembered compactly, held against the manifest, written as the file map.
 
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
-use walden_model::{FileBody, FileContent, FileEntry, HeadKind, Sha256Digest, ShardRef, Tail};
+use walden_model::{FileBody, FileContent, FileEntry, HeadKind, ShardRef};
 use walden_pg::manifest::ManifestFile;
 
 use super::BackupError;
-use super::content::{FRAME, ObjectWriter, Packs};
+use super::content::{ObjectWriter, Packs};
+use super::shard::Shard;
 use crate::codec::FrameCompressor;
-
-/// Content bytes of a shard: some 100,000 entries.
-const SHARD: usize = 16 << 20;
 
 /// One entry of the tar stream. A million of them are in memory at once, so it is small.
 #[derive(Debug)]
@@ -175,7 +172,7 @@ impl Items {
             let packs = packs.clone();
             (shard, items) = tokio::task::spawn_blocking(move || {
                 let mut compressor = FrameCompressor::new(level).map_err(BackupError::Encode)?;
-                while (shard.tail.content_size as usize) < SHARD {
+                while !shard.is_full() {
                     let Some(item) = items.next() else { break };
                     shard.add(
                         &entry(item, &packs)
@@ -189,68 +186,9 @@ impl Items {
             })
             .await
             .map_err(BackupError::Internal)??;
-            let entries = shard.entries;
-            shard.tail.sha256 = Some(Sha256Digest(shard.hash.finalize().into()));
-            let stored = writer.put(key, shard.object, shard.tail).await?;
-            shards.push(ShardRef {
-                number,
-                size: stored.size,
-                table: stored.table,
-                entries,
-            });
+            shards.push(shard.put(writer, key, number).await?);
         }
         Ok(shards)
-    }
-}
-
-struct Shard {
-    object: Vec<u8>,
-    frame: Vec<u8>,
-    tail: Tail,
-    hash: Sha256,
-    entries: u64,
-}
-
-impl Shard {
-    fn new(object: Vec<u8>) -> Self {
-        let tail = Tail {
-            content_size: 0,
-            index: None,
-            sha256: None,
-            frames: Vec::new(),
-        };
-        Shard {
-            object,
-            frame: Vec::new(),
-            tail,
-            hash: Sha256::new(),
-            entries: 0,
-        }
-    }
-
-    /// Frames end at a line's end, so that each can be read by itself.
-    fn add(&mut self, line: &[u8], compressor: &mut FrameCompressor) -> Result<(), BackupError> {
-        if self.frame.len() + line.len() > FRAME as usize {
-            self.end_frame(compressor)?;
-        }
-        self.frame.extend_from_slice(line);
-        self.entries += 1;
-        Ok(())
-    }
-
-    fn end_frame(&mut self, compressor: &mut FrameCompressor) -> Result<(), BackupError> {
-        if self.frame.is_empty() {
-            return Ok(());
-        }
-        let frame = compressor
-            .compress(&self.frame)
-            .map_err(BackupError::Encode)?;
-        self.hash.update(&self.frame);
-        self.tail.content_size += self.frame.len() as u64;
-        self.object.extend_from_slice(&frame.stored);
-        self.tail.frames.push(frame.entry);
-        self.frame.clear();
-        Ok(())
     }
 }
 

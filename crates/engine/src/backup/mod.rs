@@ -8,14 +8,16 @@ mod child;
 mod content;
 mod error;
 mod files;
+mod input;
+mod names;
 mod server;
+mod shard;
 mod spool;
 mod stream;
 mod wal;
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -39,8 +41,9 @@ use crate::repository::{Repository, RepositorySettings};
 use crate::{host, pipeline};
 use child::BaseBackup;
 use content::{ObjectWriter, Packs};
+use input::Input;
 use server::{Server, ServerFacts};
-use spool::{Growing, Spool};
+use spool::Spool;
 use stream::{Doubt, Gauge, PageSettings, Streamed, Streamer};
 
 /// Most damaged blocks that a commit document names.
@@ -119,7 +122,7 @@ pub async fn backup(
     let backup = BackupId::new(started_at, rand::random());
     let write_token = host::random_id();
     let spool = make_spool(request, &facts, &backup)?;
-    let (extras, warnings) = server.extras(facts.major()).await;
+    let (extras, mut warnings) = server.extras(facts.major()).await;
     let started = StartedDocument {
         backup_id: backup.clone(),
         archive_id: identity.archive_id,
@@ -171,7 +174,11 @@ pub async fn backup(
         .items
         .store(&writer, Arc::new(packs), request.level)
         .await?;
-    record.stored_size += record.file_map.iter().map(|shard| shard.size).sum::<u64>();
+    progress.phase("names", None);
+    record.names = names::store(&writer, &server, request, &mut warnings).await?;
+    let names = record.names.iter().flat_map(|names| &names.shards);
+    let shards = record.file_map.iter().chain(names);
+    record.stored_size += shards.map(|shard| shard.size).sum::<u64>();
     wal::prove(&repository, &keys, &record, request, progress.as_ref()).await?;
     // The commit point: before it there is no backup, after it there is one.
     repository
@@ -513,86 +520,5 @@ impl Run<'_> {
             extras: streamed.items.extras(),
             names: None,
         })
-    }
-}
-
-/// Where the tar streams come from.
-enum Input {
-    /// pg_basebackup's standard output.
-    Pipe(std::io::Result<Box<dyn Read + Send>>),
-    /// Files that grow in the spool folder.
-    Spool {
-        folder: PathBuf,
-        tablespaces: Vec<(u32, String)>,
-        ended: Arc<AtomicBool>,
-    },
-}
-
-impl Input {
-    fn new(
-        child: &mut BaseBackup,
-        spool: Option<&Spool>,
-        tablespaces: &[(u32, String)],
-        ended: Arc<AtomicBool>,
-    ) -> Self {
-        if let Some(spool) = spool {
-            return Input::Spool {
-                folder: spool.path().to_path_buf(),
-                tablespaces: tablespaces.to_vec(),
-                ended,
-            };
-        }
-        let stdout = child
-            .stdout()
-            .ok_or_else(|| std::io::Error::other("pg_basebackup has no standard output"));
-        Input::Pipe(stdout.and_then(|stdout| {
-            let pipe = std::fs::File::from(stdout.into_owned_fd()?);
-            // A larger pipe spares both sides switches; where the kernel refuses, the usual one does.
-            let _ = rustix::pipe::fcntl_setpipe_size(&pipe, 1 << 20);
-            Ok(Box::new(pipe) as Box<dyn Read + Send>)
-        }))
-    }
-
-    fn read(self, mut streamer: Streamer, extras: Vec<Extra>) -> Result<Streamed, StreamError> {
-        match self {
-            Input::Pipe(pipe) => {
-                let mut pipe = pipe.map_err(StreamError::Tar)?;
-                streamer.tar(&mut pipe, "")?;
-                // Whatever the sender pads with: it must not find the pipe closed.
-                std::io::copy(&mut pipe, &mut std::io::sink()).map_err(StreamError::Tar)?;
-            }
-            Input::Spool {
-                folder,
-                mut tablespaces,
-                ended,
-            } => {
-                let open =
-                    |path: &Path| Growing::open(path, ended.clone()).map_err(StreamError::Tar);
-                // They come in the order in which the server lists its directory, one after the other.
-                while !tablespaces.is_empty() {
-                    let paths: Vec<_> = tablespaces
-                        .iter()
-                        .map(|(oid, _)| folder.join(format!("{oid}.tar")))
-                        .collect();
-                    let found = spool::first_of(&paths, &ended)
-                        .and_then(|at| Some((tablespaces.remove(at), paths.get(at)?)));
-                    let ((oid, location), path) =
-                        found.ok_or(StreamError::Lacks("tar file for each tablespace"))?;
-                    streamer.tar(open(path)?, &format!("pg_tblspc/{oid}"))?;
-                    streamer.tablespace_link(oid, &location);
-                    // Read to its end, it is only in the way.
-                    std::fs::remove_file(path).map_err(StreamError::Tar)?;
-                }
-                let wait = |name: &'static str| {
-                    let path = folder.join(name);
-                    spool::first_of(std::slice::from_ref(&path), &ended)
-                        .ok_or(StreamError::Lacks(name))?;
-                    open(&path)
-                };
-                streamer.tar(wait("base.tar")?, "")?;
-                streamer.manifest(wait("backup_manifest")?, 0o600, files::now())?;
-            }
-        }
-        streamer.finish(extras)
     }
 }

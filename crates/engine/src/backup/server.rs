@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
-use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_postgres::{Client, Config, NoTls, Row, RowStream};
 use walden_model::Snapshot;
 use walden_pg::{SystemIdentifier, TimelineId};
 
@@ -139,7 +139,18 @@ pub struct Server {
 impl Server {
     /// Connects with a libpq connection string.
     pub async fn connect(connection: &str) -> Result<Self, ServerError> {
-        let mut config: Config = connection.parse().map_err(ServerError::ConnectionString)?;
+        let config = connection.parse().map_err(ServerError::ConnectionString)?;
+        Self::connect_with(config).await
+    }
+
+    /// Connects to the same server's database of that name.
+    pub async fn connect_to(&self, database: &str) -> Result<Self, ServerError> {
+        let mut config = self.config.clone();
+        config.dbname(database);
+        Self::connect_with(config).await
+    }
+
+    async fn connect_with(mut config: Config) -> Result<Self, ServerError> {
         config.application_name("walden");
         // A peer that is gone must not be waited for without bound.
         if config.get_connect_timeout().is_none() {
@@ -175,7 +186,15 @@ impl Server {
         self.config.get_password()
     }
 
-    async fn execute(&self, what: &'static str, sql: &str) -> Result<(), ServerError> {
+    /// Asks for rows one after the other: none is read before it is taken.
+    pub async fn stream(&self, what: &'static str, sql: &str) -> Result<RowStream, ServerError> {
+        self.client
+            .query_raw(sql, std::iter::empty::<i64>())
+            .await
+            .map_err(|source| ServerError::Query { what, source })
+    }
+
+    pub(super) async fn execute(&self, what: &'static str, sql: &str) -> Result<(), ServerError> {
         self.client
             .batch_execute(sql)
             .await
@@ -189,7 +208,11 @@ impl Server {
             .map_err(|source| ServerError::Query { what, source })
     }
 
-    async fn rows(&self, what: &'static str, sql: &str) -> Result<Vec<Row>, ServerError> {
+    pub(super) async fn rows(
+        &self,
+        what: &'static str,
+        sql: &str,
+    ) -> Result<Vec<Row>, ServerError> {
         self.client
             .query(sql, &[])
             .await
@@ -406,7 +429,7 @@ impl Server {
     }
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
+pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
     row: &'a Row,
     column: usize,
     what: &'static str,
@@ -415,7 +438,7 @@ fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
         .map_err(|source| ServerError::Query { what, source })
 }
 
-fn with_cause(text: &str, error: &dyn std::error::Error) -> String {
+pub(super) fn with_cause(text: &str, error: &dyn std::error::Error) -> String {
     let mut text = text.to_owned();
     let mut next = Some(error);
     while let Some(error) = next {
