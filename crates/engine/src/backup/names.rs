@@ -311,3 +311,7 @@ impl Shards<'_> {
         Ok(self.done)
     }
 }
+
+#[cfg(test)]
+#[path = "names/tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@ mod index;
 mod original;
 mod places;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};

@@ -1,6 +1,6 @@
 //! Restores of small backups that were written by hand.
 
-mod bed;
+pub(crate) mod bed;
 mod damage;
 mod layout;
 mod listing;
