@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use walden_model::catalog::{Catalog, DamagedDocument, UnfinishedBackup};
 use walden_model::{
     AbandonedDocument, BackupId, BackupRecord, ClusterName, Document, DocumentError, HeadKind,
-    IdentityDocument, StartedDocument, SystemKeys, WalName, keys,
+    IdentityDocument, RandomId, StartedDocument, SystemKeys, WalName, keys,
 };
 use walden_pg::history::TimelineHistory;
 use walden_pg::{SegmentName, SystemIdentifier, TimelineId};
@@ -282,6 +282,57 @@ async fn load_one(
     Ok(catalog)
 }
 
+/// When a segment was written, by its writer's clock; `None` where its head cannot be read.
+pub(crate) async fn archived_at(
+    repository: &Repository,
+    catalog: &Catalog,
+    segment: SegmentName,
+) -> Result<Option<Timestamp>, RepositoryError> {
+    let keys = SystemKeys {
+        cluster: catalog.cluster.clone(),
+        system: catalog.system_identifier,
+    };
+    let read = head_time(repository, &keys, catalog.archive_id, segment).await?;
+    Ok(match read {
+        Read::Whole(at) => Some(at),
+        Read::Damaged(_) | Read::Nothing => None,
+    })
+}
+
+async fn head_time(
+    repository: &Repository,
+    keys: &SystemKeys,
+    archive_id: RandomId,
+    segment: SegmentName,
+) -> Result<Read<Timestamp>, RepositoryError> {
+    let key = keys.wal(&WalName::Segment(segment));
+    let store = repository.store();
+    let stored = repository.key(&key)?;
+    let first = async {
+        let size = store.head(&stored).await?.size;
+        store.get_range(&stored, 0..size.min(HEAD_GUESS)).await
+    };
+    let first = match first.await.map_err(|e| repository.failed(e)) {
+        Ok(first) => first,
+        Err(e) => return sort(&key, Err(e)),
+    };
+    let mut decoder = ObjectDecoder::new(expected(archive_id, &key));
+    let fed = decoder.feed(&first, |_| Ok::<_, CodecError>(()));
+    Ok(match (decoder.head(), fed) {
+        (Some(head), _) => Read::Whole(head.writer.started_at),
+        (None, Ok(())) => damaged(&key, &CodecError::Truncated { what: "the head" }),
+        (None, Err(e)) => damaged(&key, &e),
+    })
+}
+
+fn expected(archive_id: RandomId, key: &str) -> Expected {
+    Expected {
+        kind: HeadKind::Wal,
+        archive_id,
+        key: keys::below_cluster(key).to_owned(),
+    }
+}
+
 /// What a document's key gave.
 enum Read<T> {
     Whole(T),
@@ -488,7 +539,8 @@ impl Loader<'_> {
             }
         }
         for (timeline, (_, segment)) in newest {
-            match self.archived_at(segment).await? {
+            let archive_id = self.identity.archive_id;
+            match head_time(self.repository, &self.keys, archive_id, segment).await? {
                 Read::Whole(at) => {
                     catalog.newest_archived_at.insert(timeline, at);
                 }
@@ -506,7 +558,7 @@ impl Loader<'_> {
         let key = self.keys.wal(&WalName::History(timeline));
         let read = self
             .repository
-            .read_small(&key, self.expected(&key), MAX_HISTORY)
+            .read_small(&key, expected(self.identity.archive_id, &key), MAX_HISTORY)
             .await;
         let read = match read {
             Ok(read) => read,
@@ -517,36 +569,6 @@ impl Loader<'_> {
             Ok(history) => Read::Whole(history),
             Err(e) => damaged(&key, &e),
         })
-    }
-
-    /// When a segment was written, by its writer's clock: its head says so.
-    async fn archived_at(&self, segment: SegmentName) -> Result<Read<Timestamp>, RepositoryError> {
-        let key = self.keys.wal(&WalName::Segment(segment));
-        let store = self.repository.store();
-        let stored = self.repository.key(&key)?;
-        let first = async {
-            let size = store.head(&stored).await?.size;
-            store.get_range(&stored, 0..size.min(HEAD_GUESS)).await
-        };
-        let first = match first.await.map_err(|e| self.repository.failed(e)) {
-            Ok(first) => first,
-            Err(e) => return sort(&key, Err(e)),
-        };
-        let mut decoder = ObjectDecoder::new(self.expected(&key));
-        let fed = decoder.feed(&first, |_| Ok::<_, CodecError>(()));
-        Ok(match (decoder.head(), fed) {
-            (Some(head), _) => Read::Whole(head.writer.started_at),
-            (None, Ok(())) => damaged(&key, &CodecError::Truncated { what: "the head" }),
-            (None, Err(e)) => damaged(&key, &e),
-        })
-    }
-
-    fn expected(&self, key: &str) -> Expected {
-        Expected {
-            kind: HeadKind::Wal,
-            archive_id: self.identity.archive_id,
-            key: keys::below_cluster(key).to_owned(),
-        }
     }
 }
 

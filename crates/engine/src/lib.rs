@@ -15,3 +15,4 @@ pub mod progress;
 pub mod push;
 pub mod repository;
 pub mod restore;
+pub mod windows;

@@ -1,11 +1,16 @@
 //! `walden list-backups`: the backups there are, and how far WAL carries each.
 
+use std::collections::BTreeMap;
+
 use walden_model::catalog::{DamagedDocument, MissingHistory, UnfinishedBackup, Window};
+use walden_model::index::End;
 use walden_model::{BackupRecord, ClusterName, IdentityDocument};
 use walden_pg::SegmentName;
 
 use crate::catalog::{self, CatalogError, SystemCatalog};
+use crate::index::{Indexes, RunEnd};
 use crate::repository::{Repository, RepositoryError, RepositorySettings};
+use crate::windows::{self, RestoreWindow};
 
 /// Whose backups to list.
 #[derive(Debug, Clone)]
@@ -38,6 +43,8 @@ pub struct SystemListing {
     pub unfinished: Vec<UnfinishedBackup>,
     /// Documents, history files and heads that cannot be read.
     pub damaged_documents: Vec<DamagedDocument>,
+    /// The newest window of the newest timeline that has WAL; `None` where nothing of that timeline can be restored.
+    pub newest: Option<RestoreWindow>,
     /// Archived segments of which another file was set aside: nobody can tell which of the two is this cluster's. No window holds one.
     pub conflicts: Vec<SegmentName>,
 }
@@ -49,6 +56,8 @@ pub struct ListedBackup {
     pub record: BackupRecord,
     /// How far WAL carries it; not to be told where a history file is missing or damaged.
     pub window: Result<Window, MissingHistory>,
+    /// The last commit to which it can be restored; `None` where the run of WAL from its start has none, or it cannot be told.
+    pub until: Option<End>,
     /// Keys of its packs and shards that are missing or have another size. Such a backup cannot be restored.
     pub missing_packs: Vec<String>,
 }
@@ -67,34 +76,70 @@ pub enum ListError {
 /// Lists a cluster's backups.
 pub async fn list(request: &ListRequest) -> Result<Listing, ListError> {
     let repository = Repository::open(&request.repository)?;
-    let (systems, damaged) = catalog::load_readable(&repository, &request.cluster).await?;
+    list_in(&repository, &request.cluster).await
+}
+
+/// Lists a cluster's backups in an open repository.
+pub async fn list_in(repository: &Repository, cluster: &ClusterName) -> Result<Listing, ListError> {
+    let (loaded, damaged) = catalog::load_readable(repository, cluster).await?;
+    let mut systems = Vec::new();
+    for system in loaded {
+        systems.push(listing(repository, system).await?);
+    }
     Ok(Listing {
-        cluster: request.cluster.clone(),
-        systems: systems.into_iter().map(listing).collect(),
+        cluster: cluster.clone(),
+        systems,
         damaged_registrations: damaged,
     })
 }
 
-fn listing(system: SystemCatalog) -> SystemListing {
+async fn listing(
+    repository: &Repository,
+    system: SystemCatalog,
+) -> Result<SystemListing, RepositoryError> {
     let SystemCatalog { identity, catalog } = system;
-    let backups = catalog
-        .ordered_backups()
-        .into_iter()
-        .map(|record| ListedBackup {
+    let indexes = Indexes::new(repository, &catalog);
+    // Runs that end with the same segment end with the same commit.
+    let mut ends: BTreeMap<SegmentName, RunEnd> = BTreeMap::new();
+    let newest = windows::newest(repository, &catalog, &indexes).await?;
+    if let Some(newest) = &newest {
+        ends.insert(newest.window.last_segment, newest.end);
+    }
+    let mut backups = Vec::new();
+    for record in catalog.ordered_backups() {
+        let window = catalog.window(record);
+        let missing_packs = catalog.missing_packs.get(&record.backup_id).cloned();
+        let missing_packs = missing_packs.unwrap_or_default();
+        let mut until = None;
+        if let Ok(window) = &window
+            && let Some(last) = window.last_segment.filter(|_| window.whole)
+            && let Ok(path) = catalog.path(window.timeline)
+            && let Some(number) = last.number(catalog.segment_size)
+        {
+            let end = match ends.get(&last) {
+                Some(end) => *end,
+                None => {
+                    let ranges = path.ranges(path.first_segment(record), number);
+                    let end = indexes.run_end(ranges.collect()).await?;
+                    ends.insert(last, end);
+                    end
+                }
+            };
+            until = end.commit.known();
+        }
+        backups.push(ListedBackup {
             record: record.clone(),
-            window: catalog.window(record),
-            missing_packs: catalog
-                .missing_packs
-                .get(&record.backup_id)
-                .cloned()
-                .unwrap_or_default(),
-        })
-        .collect();
-    SystemListing {
+            window,
+            until,
+            missing_packs,
+        });
+    }
+    Ok(SystemListing {
         identity,
         backups,
+        newest,
         conflicts: catalog.conflicts(),
         unfinished: catalog.unfinished,
         damaged_documents: catalog.damaged_documents,
-    }
+    })
 }

@@ -19,6 +19,7 @@ pub mod resolve;
 pub mod rollup;
 pub mod target;
 pub mod unreachable;
+pub mod windows;
 
 pub use catalog::{Catalog, DamagedDocument, MissingHistory, UnfinishedBackup, Window};
 pub use coverage::{Gap, TimelineWal};
@@ -41,6 +42,7 @@ pub use target::{
     postgres_time,
 };
 pub use unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
+pub use windows::{TimelineWindow, WindowStart};
 
 #[cfg(test)]
 mod document_tests;

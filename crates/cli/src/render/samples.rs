@@ -111,6 +111,7 @@ pub fn listing() -> Listing {
                         first_gap: None,
                         whole: true,
                     }),
+                    until: None,
                     missing_packs: vec![],
                 },
                 ListedBackup {
@@ -121,6 +122,7 @@ pub fn listing() -> Listing {
                         first_gap: Some(gap),
                         whole: false,
                     }),
+                    until: None,
                     missing_packs: vec![format!(
                         "main/{SYSTEM}/backups/{}/packs/00000003.zst",
                         second.backup_id
@@ -137,6 +139,7 @@ pub fn listing() -> Listing {
                 key: format!("main/{SYSTEM}/commits/x.json"),
                 why: "its last line does not fit".to_owned(),
             }],
+            newest: None,
             conflicts: vec![segment(2, 10)],
         }],
         damaged_registrations: vec![DamagedDocument {
