@@ -5,6 +5,7 @@ pub mod backup;
 pub mod catalog;
 pub mod codec;
 pub mod fetch;
+pub mod find;
 pub mod host;
 pub mod index;
 pub mod init;

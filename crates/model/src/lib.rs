@@ -8,6 +8,7 @@ pub mod digest;
 pub mod document;
 pub mod file_map;
 pub mod framed;
+pub mod incident;
 pub mod index;
 pub mod keys;
 pub mod names;

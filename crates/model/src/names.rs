@@ -321,14 +321,37 @@ impl Names {
         root
     }
 
-    /// Relations that others here belong to, and that are not here themselves.
+    /// The table at the top of those that this one is a partition of; itself where it is none.
+    #[must_use]
+    pub fn whole_table<'a>(&'a self, relation: &'a NamedRelation) -> &'a NamedRelation {
+        /// Partitions of partitions are seldom more than three deep; this ends a circle that no honest names have.
+        const MOST_LEVELS: usize = 64;
+        let mut top = relation;
+        for _ in 0..MOST_LEVELS {
+            match parent(top).and_then(|parent| self.relation(parent)) {
+                Some(parent) => top = parent,
+                None => break,
+            }
+        }
+        top
+    }
+
+    /// Relations that others here belong to, or are partitions of, and that are not here themselves.
     #[must_use]
     pub fn missing_owners(&self) -> HashSet<RelationOid> {
         let owners = self.relations.values().filter_map(owner);
         owners
+            .chain(self.relations.values().filter_map(parent))
             .filter(|owner| !self.relations.contains_key(owner))
             .collect()
     }
+}
+
+fn parent(relation: &NamedRelation) -> Option<RelationOid> {
+    relation.partition_of.map(|parent| RelationOid {
+        relation: parent,
+        ..relation.oid
+    })
 }
 
 fn owner(relation: &NamedRelation) -> Option<RelationOid> {

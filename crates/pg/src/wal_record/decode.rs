@@ -28,7 +28,7 @@ impl Record<'_> {
             rmgr::SMGR if operation == 0x10 => {
                 let mut main = self.main()?;
                 let file = locator(main.take()?);
-                (main.u32()? == MAIN_FORK).then_some(Event::FileCreated(file))
+                matches!(main.u32()?, MAIN_FORK | INIT_FORK).then_some(Event::FileCreated(file))
             }
             // XLOG_DBASE_DROP
             rmgr::DBASE if operation == dbase_drop(self.version) => {
@@ -211,6 +211,8 @@ const BLOCK_ID_TOPLEVEL_XID: u8 = 252;
 const MAX_BLOCK_ID: u8 = 32;
 /// `MAIN_FORKNUM`.
 const MAIN_FORK: u32 = 0;
+/// `INIT_FORKNUM`: the only fork of an unlogged relation whose creation is in the WAL.
+const INIT_FORK: u32 = 3;
 /// `XLOG_HEAP_OPMASK`.
 const HEAP_OPERATION: u8 = 0x70;
 
