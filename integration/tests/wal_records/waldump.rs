@@ -217,8 +217,12 @@ fn said(rmgr: &str, desc: &str) -> Option<String> {
         ("XLOG", "SWITCH") => "switch".to_owned(),
         ("XLOG", "FPI") if !desc.contains(" fork ") => format!("pages {}", file()?),
         ("Database", "DROP") => format!("database dropped {}", word(rest, "/", ' ')?),
-        // Other forks have their name behind the number.
-        ("Storage", "CREATE") if !rest.contains('_') => format!("created {rest}"),
+        // Other forks than the main one have their name behind the number.
+        ("Storage", "CREATE") => match rest.split_once('_') {
+            None => format!("created {rest}"),
+            Some((file, "init")) => format!("created {file}"),
+            Some(_) => String::new(),
+        },
         ("Heap", "INSERT") => heap(HeapChange::Insert, "1")?,
         ("Heap", "UPDATE" | "HOT_UPDATE") => heap(HeapChange::Update, "1")?,
         ("Heap", "INPLACE") => heap(HeapChange::Inplace, "1")?,
