@@ -3,8 +3,8 @@
 use crate::document::{Document, DocumentError, decode, encode};
 use crate::framed::{FrameEntry, Head, HeadKind, Tail, Writer};
 use crate::records::{
-    AbandonedDocument, BackupRecord, CommitDocument, Encryption, IdentityDocument, RandomId,
-    RepositoryDocument, StartedDocument, WalRange,
+    AbandonedDocument, BackupRecord, CommitDocument, Encryption, IdentityDocument, NamesRef,
+    RandomId, RepositoryDocument, StartedDocument, UnreadDatabase, WalRange,
 };
 use crate::sample::{backup, id, lsn, size, time};
 use crate::{Sha256Digest, WalName};
@@ -169,6 +169,29 @@ fn what_a_reader_does_not_know_it_ignores() {
         "\"optional_features\": [\"x\"],\n  \"colour\": {\"is\": 3}",
     );
     assert_eq!(decode::<IdentityDocument>(&more).unwrap(), identity());
+}
+
+#[test]
+fn a_backup_without_names_and_one_with_them_are_both_read() {
+    let without = encode(&backup(1, 1, 100, 250)).unwrap();
+    assert!(
+        !String::from_utf8_lossy(&without).contains("\"names\""),
+        "what is not there is not spoken of, as in documents of older versions"
+    );
+    let read: BackupRecord = decode(&without).unwrap();
+    assert_eq!(read.names, None);
+    let mut with = backup(1, 1, 100, 250);
+    with.names = Some(NamesRef {
+        shards: with.file_map.clone(),
+        unread_databases: vec![UnreadDatabase {
+            oid: 4,
+            name: "template0".into(),
+            reason: "it does not allow connections".to_owned(),
+        }],
+        unread: 1,
+    });
+    let bytes = encode(&with).unwrap();
+    assert_eq!(decode::<BackupRecord>(&bytes).unwrap(), with);
 }
 
 #[test]
