@@ -13,6 +13,9 @@ use walden_pg::wal_record::{RelFileLocator, RelationOid};
 
 pub use name::Name;
 
+/// Longer than any line with names of PostgreSQL's: `NAMEDATALEN` is 64 unless somebody builds it otherwise.
+const MAX_LINE: usize = 64 * 1024;
+
 /// One line of a backup's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NameEntry {
@@ -171,6 +174,9 @@ impl Persistence {
 /// Why a line of a backup's names is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum NameEntryError {
+    /// More bytes than a reader would keep.
+    #[error("a line of the backup's names has {0} bytes, which no names of PostgreSQL's need")]
+    Long(usize),
     /// Not JSON of the right shape.
     #[error("a line of the backup's names is not a well-formed entry")]
     Malformed(#[source] serde_json::Error),
@@ -197,8 +203,11 @@ impl NameEntry {
     /// Reads a line, with or without its line feed; `None` where it speaks of something that this program does not know.
     ///
     /// # Errors
-    /// Malformed JSON.
+    /// Malformed JSON, and lines that are too long.
     pub fn decode_line(line: &[u8]) -> Result<Option<Self>, NameEntryError> {
+        if line.len() > MAX_LINE {
+            return Err(NameEntryError::Long(line.len()));
+        }
         #[derive(Deserialize)]
         struct What {
             relation: Option<IgnoredAny>,

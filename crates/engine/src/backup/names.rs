@@ -20,6 +20,8 @@ use crate::codec::FrameCompressor;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most databases that the commit document names as unread.
 const MOST_UNREAD: usize = 1000;
+/// Longest reason that is kept, in characters: a server's messages have no bound.
+const LONGEST_REASON: usize = 500;
 /// Most of them that a warning names.
 const MOST_TOLD: usize = 5;
 
@@ -102,6 +104,7 @@ pub(super) async fn store(
             Unread::Server(error) => with_cause("it cannot be read", error),
             why => why.to_string(),
         };
+        let reason: String = reason.chars().take(LONGEST_REASON).collect();
         // Nobody looks for the tables of template0.
         if !matches!(why, Unread::Closed) {
             told.push(format!("{}: {reason}", database.named.name));

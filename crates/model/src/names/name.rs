@@ -6,9 +6,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::digest::{bytes_of_hex, hex_of};
 
-/// Longer than any name that PostgreSQL has: `NAMEDATALEN` is 64 unless somebody builds it otherwise.
-const MAX_NAME: usize = 1024;
-
 /// What must be quoted although it looks harmless: the keywords of versions 14 to 18 that are not unreserved (parser/kwlist.h).
 const KEYWORDS: &str = "\
     all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case cast char \
@@ -113,12 +110,6 @@ impl<'de> Deserialize<'de> for Name {
                 de::Error::custom("a name's hex is not lower-case hexadecimal digits")
             })?,
         };
-        if bytes.len() > MAX_NAME {
-            return Err(de::Error::custom(format!(
-                "a name has {} bytes, and no name of PostgreSQL's has more than {MAX_NAME}",
-                bytes.len()
-            )));
-        }
         Ok(Self(bytes.into()))
     }
 }

@@ -127,7 +127,7 @@ fn what_is_not_known_is_passed_over_and_what_is_malformed_is_refused() {
     );
     let long = format!(
         r#"{{"database":5,"name":"{}","tablespace":1663}}"#,
-        "x".repeat(1025)
+        "x".repeat(64 * 1024)
     );
     for bad in [
         "",
