@@ -1,15 +1,20 @@
 //! `walden find`: what took data away, when, and the command that ends just before it.
 
+mod search;
+mod way;
+
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use walden_model::catalog::MissingHistory;
 use walden_model::incident::Incident;
-use walden_model::{ClusterName, Gap, Unreachable};
+use walden_model::{Catalog, ClusterName, Gap, Unreachable};
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId};
 
-use crate::catalog::CatalogError;
-use crate::repository::{RepositoryError, RepositorySettings};
+use search::Search;
+
+use crate::catalog::{self, CatalogError, SystemCatalog};
+use crate::repository::{Repository, RepositoryError, RepositorySettings};
 
 /// What to look for, and where.
 #[derive(Debug, Clone)]
@@ -166,4 +171,45 @@ pub enum FindError {
     /// The request's timeline has no archived WAL.
     #[error("no WAL of timeline {0} is archived: name one that list-backups or windows shows")]
     NoTimeline(TimelineId),
+}
+
+/// Searches the archive.
+///
+/// # Errors
+/// The repository cannot be asked, or does not know the cluster or the timeline. A segment that is missing or cannot be read is no error:
+/// the report names it.
+pub async fn find(request: &FindRequest) -> Result<FindReport, FindError> {
+    let repository = Repository::open(&request.repository)?;
+    let mut systems = catalog::load(&repository, &request.cluster, request.system).await?;
+    let Some(SystemCatalog { catalog, .. }) = systems.pop() else {
+        return Err(CatalogError::NoCluster {
+            name: repository.name().to_owned(),
+            cluster: request.cluster.clone(),
+        }
+        .into());
+    };
+    let timeline = match request.timeline {
+        Some(timeline) => timeline,
+        None => newest(&catalog).unwrap_or(TimelineId(1)),
+    };
+    if request.timeline.is_some() && !has_wal(&catalog, timeline) {
+        return Err(FindError::NoTimeline(timeline));
+    }
+    let path = catalog
+        .path(timeline)
+        .map_err(|source| FindError::Timeline { timeline, source })?;
+    let search = Search::new(request, &repository, &catalog, &path, timeline);
+    Ok(search.run().await?)
+}
+
+fn has_wal(catalog: &Catalog, timeline: TimelineId) -> bool {
+    let wal = catalog.wal.get(&timeline);
+    wal.is_some_and(|wal| !wal.segments.is_empty())
+}
+
+fn newest(catalog: &Catalog) -> Option<TimelineId> {
+    let mut timelines = catalog.wal.keys().rev();
+    timelines
+        .find(|timeline| has_wal(catalog, **timeline))
+        .copied()
 }

@@ -69,6 +69,7 @@ pub struct Gathering {
     many_rows: u64,
     open: HashMap<u32, Open>,
     segments: u64,
+    pg_version: u16,
     /// Files created by transactions without an id yet.
     unclaimed: Vec<CreatedFile>,
     /// Where rows of `pg_database` were changed in place.
@@ -87,16 +88,17 @@ impl Gathering {
             many_rows,
             open: HashMap::new(),
             segments: 0,
+            pg_version: 0,
             unclaimed: Vec::new(),
             marks: BTreeSet::new(),
             forgot: false,
         }
     }
 
-    /// Takes the next segment's facts, and gives the transactions that committed in it, in WAL order. `moments` are all of its commits and aborts,
-    /// where the segment was read in full; without them only ends that stand among the facts are seen.
-    pub fn segment(&mut self, index: SegmentIndex, moments: &[Moment]) -> Vec<Transaction> {
+    /// Takes the next segment's facts, and gives the transactions that committed in it, in WAL order, as far as their ends stand among the facts.
+    pub fn segment(&mut self, index: SegmentIndex) -> Vec<Transaction> {
         self.segments += 1;
+        self.pg_version = index.pg_version;
         let mut ends = Vec::new();
         let facts = self.claim(index.transactions);
         for mut facts in facts {
@@ -108,7 +110,6 @@ impl Gathering {
                 ends.push(Ended {
                     end: outcome.end,
                     subxids: outcome.subxids.clone(),
-                    listed: true,
                 });
                 facts.end = Some(outcome);
             }
@@ -118,15 +119,21 @@ impl Gathering {
             open.rows += rows.map(|rows| rows.rows).sum::<u64>();
             open.facts.push(facts);
         }
-        ends.extend(moments.iter().filter_map(|moment| self.ended(moment)));
-        ends.sort_by_key(|ended| (ended.end.lsn, !ended.listed));
-        ends.dedup_by_key(|ended| ended.end.lsn);
-        let committed = ends
-            .into_iter()
-            .filter_map(|ended| self.close(&ended, index.pg_version))
-            .collect();
+        let committed = self.close_all(ends);
         self.forget();
         committed
+    }
+
+    /// Takes all commits and aborts of that segment, where it was read in full, and gives the transactions of which it was not known that they committed.
+    pub fn ends(&mut self, moments: &[Moment]) -> Vec<Transaction> {
+        let ends = moments.iter().filter_map(|moment| self.ended(moment));
+        let ends = ends.collect();
+        self.close_all(ends)
+    }
+
+    fn close_all(&mut self, mut ends: Vec<Ended>) -> Vec<Transaction> {
+        ends.sort_by_key(|ended| ended.end.lsn);
+        ends.iter().filter_map(|ended| self.close(ended)).collect()
     }
 
     /// Whether a commit or abort of one of these ranges may be one of a transaction that matters, and that no index would tell.
@@ -165,7 +172,6 @@ impl Gathering {
                 time: *time,
             },
             subxids: subxids.iter().map(|&subxid| XidRange::of(subxid)).collect(),
-            listed: false,
         })
     }
 
@@ -202,7 +208,7 @@ impl Gathering {
         facts
     }
 
-    fn close(&mut self, ended: &Ended, pg_version: u16) -> Option<Transaction> {
+    fn close(&mut self, ended: &Ended) -> Option<Transaction> {
         let mut facts = self
             .open
             .remove(&ended.end.xid)
@@ -220,13 +226,13 @@ impl Gathering {
         if ended.end.kind == Outcome::Abort || facts.is_empty() {
             return None;
         }
-        Some(self.whole(ended.end, pg_version, facts))
+        Some(self.whole(ended.end, facts))
     }
 
-    fn whole(&self, commit: End, pg_version: u16, facts: Vec<TransactionFacts>) -> Transaction {
+    fn whole(&self, commit: End, facts: Vec<TransactionFacts>) -> Transaction {
         let mut whole = Transaction {
             commit,
-            pg_version,
+            pg_version: self.pg_version,
             first_lsn: commit.lsn,
             locks: BTreeMap::new(),
             created: BTreeMap::new(),
@@ -300,8 +306,6 @@ impl Gathering {
 struct Ended {
     end: End,
     subxids: Vec<XidRange>,
-    /// Whether it stands among the facts: then its lists are there, too.
-    listed: bool,
 }
 
 impl Transaction {
