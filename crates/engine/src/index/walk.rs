@@ -72,6 +72,10 @@ enum Step {
     Segment(u64, SegmentName),
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few are held at a time, and most are of the large kind"
+)]
 enum Fetched {
     RollUp(Summary),
     /// One that cannot be used.

@@ -161,6 +161,9 @@ impl Batch<'_> {
         let report = job
             .run(self.repository, &self.way, self.turn(place))
             .await?;
+        if let Some(warning) = &report.warning {
+            tracing::warn!("{file}: {warning}");
+        }
         if report.outcome == PushOutcome::SetAside {
             return Ok(false);
         }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use walden_model::index::{SegmentIndex, SegmentIndexer, StopReason};
 use walden_model::{Head, HeadKind, IdentityDocument, SystemKeys, Tail, WalName, keys};
 use walden_pg::{SystemIdentifier, WalFileName};
 use walden_store::{PutMode, StoreErrorKind};
@@ -88,6 +89,18 @@ fn system_of(
     let pgdata =
         host::find_pgdata(request.pgdata.as_deref(), path).ok_or(PushError::NoPgdata { file })?;
     host::system_identifier(&pgdata).map_err(|source| PushError::Control { file, source })
+}
+
+/// A segment that was damaged before it came here is the only one there is, and so archived all the same; somebody should know.
+fn damage(index: &SegmentIndex) -> Option<String> {
+    let stopped = index.stopped?;
+    (stopped.why == StopReason::Damaged).then(|| {
+        format!(
+            "damaged before it was archived: what stands at {} is no WAL record, and recovery will end there. It is archived as it is; \
+            take a new base backup, and look at the disk",
+            stopped.at
+        )
+    })
 }
 
 impl<'a> Job<'a> {
@@ -210,7 +223,10 @@ impl<'a> Job<'a> {
             .store(repository, &identity, &report.key, digest, way, turn)
             .await;
         match stored {
-            Ok(stored) => report.stored = stored,
+            Ok((stored, warning)) => {
+                report.stored = stored;
+                report.warning = report.warning.or(warning);
+            }
             Err(JobError::Repository(e)) if e.is_already_exists() => {
                 report.outcome = self
                     .settle(repository, &identity, &system_keys, &report.key)
@@ -227,7 +243,8 @@ impl<'a> Job<'a> {
         Ok(read.map_err(|e| source_error(&self.path, e))?)
     }
 
-    /// Reads, hashes, compresses and uploads in one pass, and puts the object in place. Gives the stored bytes.
+    /// Reads, hashes, indexes, compresses and uploads in one pass, and puts the object in place. Gives the stored bytes, and what a person
+    /// should know of the file.
     async fn store(
         &self,
         repository: &Repository,
@@ -236,7 +253,7 @@ impl<'a> Job<'a> {
         digest: Option<walden_model::Sha256Digest>,
         way: &Way,
         turn: impl Future<Output = ()>,
-    ) -> Result<u64, JobError> {
+    ) -> Result<(u64, Option<String>), JobError> {
         let head = encode_head(&Head::new(
             HeadKind::Wal,
             identity.archive_id,
@@ -256,9 +273,14 @@ impl<'a> Job<'a> {
         let (sink, mut frames) = way.compressors.stream(way.depth);
         let source = self.source.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            source.read(FRAME, |content| {
+            let mut indexer = source.indexer();
+            let digest = source.read(FRAME, |content| {
+                if let Some(indexer) = &mut indexer {
+                    indexer.feed(&content);
+                }
                 sink.push(content).map_err(std::io::Error::other)
-            })
+            })?;
+            Ok((digest, indexer.map(SegmentIndexer::finish)))
         });
         let mut tail = Tail {
             content_size: self.source.size,
@@ -276,7 +298,7 @@ impl<'a> Job<'a> {
             path: self.path.clone(),
             source,
         };
-        let content = reading
+        let (content, index) = reading
             .await
             .map_err(internal)?
             .map_err(|e| source_error(&self.path, e))?;
@@ -287,12 +309,14 @@ impl<'a> Job<'a> {
             .into());
         }
         tail.sha256 = Some(content);
+        let warning = index.as_ref().and_then(damage);
+        tail.index = index.map(Box::new);
         let (tail, _) = encode_tail(&tail)?;
         stored += tail.len() as u64;
         upload.write(tail.into()).await.map_err(failed)?;
         turn.await;
         upload.commit().await.map_err(failed)?;
-        Ok(stored)
+        Ok((stored, warning))
     }
 
     /// The name is taken. The same bytes are a success once they are surely durable: whoever wrote them may have been killed

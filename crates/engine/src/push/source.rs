@@ -6,6 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use walden_model::Sha256Digest;
+use walden_model::index::SegmentIndexer;
 use walden_pg::wal_name::ParseWalNameError;
 use walden_pg::{LongPageHeader, SegmentFacts, SegmentMismatch, WalFileName, check_segment};
 
@@ -123,6 +124,16 @@ impl WalSource {
     /// Whether the file is now as it was before the first byte was read.
     pub fn is_unchanged(&self) -> bool {
         Stamp::of(&self.handle).is_ok_and(|now| now == self.stamp)
+    }
+
+    /// Who gathers the index of a segment, or of a part of one, while it is read; `None` for other files.
+    pub fn indexer(&self) -> Option<SegmentIndexer> {
+        match (self.file, &self.facts) {
+            (WalFileName::Segment(name) | WalFileName::Partial(name), Some(facts)) => {
+                Some(SegmentIndexer::new(name, facts.size))
+            }
+            _ => None,
+        }
     }
 
     /// Reads all of it in portions of at most `portion` bytes and gives the digest of what was read.

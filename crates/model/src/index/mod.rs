@@ -4,7 +4,12 @@
 
 mod crossing;
 mod detail;
+mod ends;
+mod gather;
 mod indexer;
+mod limit;
+mod matter;
+mod rows;
 mod summary;
 mod xid;
 
@@ -124,6 +129,12 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
+    /// Counts rows that are left out.
+    pub(crate) fn note(&mut self, deleted: u64, updated: u64) {
+        self.deleted = self.deleted.max(deleted);
+        self.updated = self.updated.max(updated);
+    }
+
     /// Whether nothing was left out.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -134,7 +145,7 @@ impl LeftOut {
 /// Where reading ended before the segment did, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
-    /// Behind the last whole record.
+    /// Where the record or the page should begin that is none.
     pub at: Lsn,
     /// Why.
     pub why: StopReason,
@@ -160,6 +171,12 @@ pub struct Fragment {
     /// Where the record begins; only known of its first part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lsn: Option<Lsn>,
+    /// Of a first part: where the first record of its transaction begins in this segment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_lsn: Option<Lsn>,
+    /// Of a first part: behind the record, once it is whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_lsn: Option<Lsn>,
     /// Bytes of the record that stand in this segment.
     pub length: u64,
     /// CRC32C of these bytes, of a first part without the record's header (24 bytes): parts' values combine, so that the record can be
@@ -286,7 +303,7 @@ pub struct TimelineSwitch {
 /// need what it did in other segments, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionFacts {
-    /// Its id, as it stands in its records: a subtransaction's facts stand under its own. Under 0 stand facts of transactions that had no id
+    /// Its id, as it stands in its records: a subtransaction's facts stand under its own, but the rows under its transaction's if that committed here. Under 0 stand facts of transactions that had no id
     /// yet: files that CREATE INDEX created, and rows of `pg_database` that were changed in place.
     pub xid: u32,
     /// Where its first record here begins, be it of interest or not.
@@ -322,6 +339,26 @@ pub struct TransactionFacts {
     /// How it ended, if it did so here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<TransactionOutcome>,
+}
+
+impl TransactionFacts {
+    /// Of a transaction of which nothing is known yet.
+    pub(crate) fn new(xid: u32, first_lsn: Lsn) -> Self {
+        Self {
+            xid,
+            first_lsn,
+            top: None,
+            locks: Vec::new(),
+            created: Vec::new(),
+            databases_dropped: Vec::new(),
+            database_rows: Vec::new(),
+            truncated: Vec::new(),
+            deleted: Vec::new(),
+            updated: Vec::new(),
+            class_rows: ClassRows::default(),
+            end: None,
+        }
+    }
 }
 
 /// Something, and where the record begins that says so.

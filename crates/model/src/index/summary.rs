@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use walden_pg::Lsn;
 
-use super::{Ends, RestorePoint, SegmentIndex, StopReason};
+use super::{Ends, Outcome, RestorePoint, SegmentIndex, StopReason, Stopped, TransactionFacts};
 
 /// What the segments `first..=last` of one timeline say together, by their indexes. A record that crosses the edge between two of them counts;
 /// one that crosses the outer edges does not.
@@ -49,8 +49,32 @@ impl Summary {
     /// Of one segment; `index` has absorbed the record that crosses into the next one, where that is known.
     #[must_use]
     pub fn of(number: u64, index: &SegmentIndex) -> Self {
-        let _ = index;
-        Self::unread(number)
+        let told = |stopped: &Stopped| stopped.why == StopReason::Switch;
+        let mut restore_points = index.restore_points.clone();
+        restore_points.truncate(Self::MOST_POINTS);
+        let lasting = |facts: &TransactionFacts| {
+            let end = facts.end.as_ref();
+            end.is_none_or(|end| end.end.kind == Outcome::Commit)
+        };
+        Self {
+            first: number,
+            last: number,
+            end_lsn: index.end_lsn,
+            records: index.records,
+            ends: index.ends.clone(),
+            next_xid: index.next_xid,
+            more_points: index.restore_points.len() > Self::MOST_POINTS
+                || (index.incomplete && restore_points.len() == Self::MOST_POINTS),
+            restore_points,
+            facts: index.incomplete
+                || index.left_out.deleted > 0
+                || index.transactions.iter().any(lasting),
+            unread: match &index.stopped {
+                Some(stopped) if !told(stopped) => vec![number],
+                _ => Vec::new(),
+            },
+            stopped: index.stopped.map(|stopped| stopped.why),
+        }
     }
 
     /// Of a segment that has no index.
@@ -74,7 +98,22 @@ impl Summary {
     /// Of these segments and those of `next`, which follow at once.
     #[must_use]
     pub fn merge(&self, next: &Summary) -> Self {
-        let _ = next;
-        self.clone()
+        let mut restore_points = self.restore_points.clone();
+        restore_points.extend_from_slice(&next.restore_points);
+        let more = restore_points.len() > Self::MOST_POINTS;
+        restore_points.truncate(Self::MOST_POINTS);
+        Self {
+            first: self.first,
+            last: next.last,
+            end_lsn: next.end_lsn.or(self.end_lsn),
+            records: self.records.saturating_add(next.records),
+            ends: Ends::joined(self.ends.as_ref(), next.ends.as_ref()),
+            next_xid: next.next_xid.or(self.next_xid),
+            restore_points,
+            more_points: self.more_points || next.more_points || more,
+            facts: self.facts || next.facts,
+            unread: [self.unread.as_slice(), &next.unread].concat(),
+            stopped: next.stopped,
+        }
     }
 }

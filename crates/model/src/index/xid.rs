@@ -1,5 +1,7 @@
 //! Transaction ids: 32 bits that wrap.
 
+use std::hash::Hasher;
+
 use super::XidRange;
 
 /// The first id of a transaction of its own; 1 and 2 stand for what `initdb` did and for frozen rows (`FirstNormalTransactionId`).
@@ -17,13 +19,11 @@ pub fn precedes(a: u32, b: u32) -> bool {
 /// The 64-bit id whose lower half is `xid` and that is nearest to `reference`, a full id of about the same time.
 #[must_use]
 pub fn full_xid(reference: u64, xid: u32) -> u64 {
-    const EPOCH: u64 = 1 << 32;
-    let distance = xid.wrapping_sub(reference as u32).cast_signed();
-    match reference.checked_add_signed(distance.into()) {
+    let distance = i64::from(xid.wrapping_sub(reference as u32).cast_signed());
+    match reference.checked_add_signed(distance) {
         Some(full) => full,
-        // Before the first id of all, or behind the last: there is only the other direction.
-        None if distance < 0 => reference.saturating_add_signed(distance.into()) + u64::from(xid),
-        None => (reference & !(EPOCH - 1)) | u64::from(xid),
+        // The nearest is before the first id of all, or behind the last.
+        None => (reference & !u64::from(u32::MAX)) | u64::from(xid),
     }
 }
 
@@ -59,5 +59,54 @@ impl XidRange {
     pub fn cover(&mut self, other: &XidRange) {
         self.extend(other.oldest);
         self.extend(other.newest);
+    }
+
+    /// Both ranges, as far as there are any.
+    pub(super) fn joined(first: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (first, other) {
+            (Some(mut range), Some(other)) => {
+                range.cover(&other);
+                Some(range)
+            }
+            (one, other) => one.or(other),
+        }
+    }
+}
+
+/// Ids as ranges without holes.
+pub(super) fn ranges(mut xids: Vec<u32>) -> Vec<XidRange> {
+    // Circular order: those of one transaction are near to each other.
+    if let Some(&first) = xids.first() {
+        xids.sort_unstable_by_key(|xid| xid.wrapping_sub(first).cast_signed());
+    }
+    let mut ranges: Vec<XidRange> = Vec::new();
+    for xid in xids {
+        match ranges.last_mut() {
+            Some(last) if last.newest.wrapping_add(1) == xid => last.newest = xid,
+            Some(last) if last.newest == xid => {}
+            _ => ranges.push(XidRange::of(xid)),
+        }
+    }
+    ranges
+}
+
+/// Ids of one segment are near to each other: multiplying spreads them.
+#[derive(Default)]
+pub(super) struct XidHasher(u64);
+
+impl Hasher for XidHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32((*byte).into());
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        let product = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = product ^ (product >> 32);
     }
 }
