@@ -20,9 +20,10 @@ impl Record<'_> {
             rmgr::HEAP => self.heap(operation),
             // XLOG_HEAP2_MULTI_INSERT
             rmgr::HEAP2 if operation & HEAP_OPERATION == 0x50 => {
-                let parts = self.parts()?;
-                let rows = u16_at(parts.main, 2)?.into();
-                heap(HeapChange::Insert, &parts, rows)
+                let file = self.first_block()?.file;
+                let rows = u16_at(self.main()?.0, 2)?.into();
+                let change = HeapChange::Insert;
+                Some(Event::Heap { change, file, rows })
             }
             // XLOG_SMGR_CREATE
             rmgr::SMGR if operation == 0x10 => {
@@ -78,7 +79,7 @@ impl Record<'_> {
             }
             // XLOG_FPI
             0xB0 => {
-                let block = self.parts()?.first_block?;
+                let block = self.first_block()?;
                 (block.fork == MAIN_FORK).then_some(Event::Pages(block.file))
             }
             _ => None,
@@ -121,11 +122,15 @@ impl Record<'_> {
             0x70 => HeapChange::Inplace,
             _ => return None,
         };
-        let parts = self.parts()?;
-        if change == HeapChange::Delete && parts.main.get(7)? & NOT_GONE != 0 {
+        if change == HeapChange::Delete && self.main()?.0.get(7)? & NOT_GONE != 0 {
             return None;
         }
-        heap(change, &parts, 1)
+        let file = self.first_block()?.file;
+        Some(Event::Heap {
+            change,
+            file,
+            rows: 1,
+        })
     }
 
     /// Operations in `storage/standbydefs.h`.
@@ -145,6 +150,14 @@ impl Record<'_> {
             }),
             _ => None,
         }
+    }
+
+    /// The first block that it changed. Blocks' headers stand in front, so most records need not be taken apart for it.
+    fn first_block(&self) -> Option<Block> {
+        let mut body = Cursor(self.body?);
+        let id = body.u8()?;
+        let (_, block) = block(self.version, &mut body)?;
+        block.filter(|_| id <= MAX_BLOCK_ID)
     }
 
     /// Takes the body apart (`DecodeXLogRecord` in `access/transam/xlogreader.c`).
@@ -167,7 +180,7 @@ impl Record<'_> {
                     continue;
                 }
                 id if id <= MAX_BLOCK_ID => {
-                    blocks += block(self.version, &mut body, &mut parts)?;
+                    blocks += block(self.version, &mut body)?.0;
                     continue;
                 }
                 _ => return None,
@@ -187,7 +200,6 @@ impl Record<'_> {
 #[derive(Default)]
 struct Parts<'a> {
     top_xid: Option<u32>,
-    first_block: Option<Block>,
     /// The resource manager's own data.
     main: &'a [u8],
 }
@@ -225,8 +237,9 @@ fn dbase_drop(version: MajorVersion) -> u8 {
     }
 }
 
-/// Reads a block's header behind its id (`XLogRecordBlockHeader`), and says how many bytes of image and data belong to it.
-fn block(version: MajorVersion, body: &mut Cursor<'_>, parts: &mut Parts<'_>) -> Option<usize> {
+/// Reads a block's header behind its id (`XLogRecordBlockHeader`): how many bytes of image and data belong to it, and the block unless it is
+/// in the same file as the one before.
+fn block(version: MajorVersion, body: &mut Cursor<'_>) -> Option<(usize, Option<Block>)> {
     const FORK: u8 = 0x0F;
     const HAS_IMAGE: u8 = 0x10;
     const SAME_REL: u8 = 0x80;
@@ -247,15 +260,15 @@ fn block(version: MajorVersion, body: &mut Cursor<'_>, parts: &mut Parts<'_>) ->
             let _hole_length = body.u16()?;
         }
     }
+    let mut block = None;
     if flags & SAME_REL == 0 {
-        let file = locator(body.take()?);
-        parts.first_block.get_or_insert(Block {
+        block = Some(Block {
             fork: u32::from(flags & FORK),
-            file,
+            file: locator(body.take()?),
         });
     }
     let _block_number = body.u32()?;
-    Some(length)
+    Some((length, block))
 }
 
 fn thirds(bytes: [u8; 12]) -> [u32; 3] {
@@ -278,11 +291,6 @@ fn numbers(items: &[[u8; 4]]) -> Vec<u32> {
 
 fn time(main: &mut Cursor<'_>) -> Option<PgTimestamp> {
     main.take().map(i64::from_le_bytes).map(PgTimestamp)
-}
-
-fn heap(change: HeapChange, parts: &Parts<'_>, rows: u32) -> Option<Event> {
-    let file = parts.first_block?.file;
-    Some(Event::Heap { change, file, rows })
 }
 
 /// `xl_heap_truncate`.
