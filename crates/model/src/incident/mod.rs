@@ -4,6 +4,8 @@
 mod gather;
 mod judge;
 mod scene;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
