@@ -18,6 +18,7 @@ help:
 # The integration tests come last: what failed is then at the end of the output.
 test: postgres lint fuzz
 	cargo test --workspace --doc
+	cargo test -p walden-store --features s3 --test s3
 	cargo test --workspace --all-targets --no-fail-fast
 
 demo:

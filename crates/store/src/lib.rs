@@ -8,9 +8,16 @@ mod key;
 mod listing;
 mod local;
 mod port;
+#[cfg(feature = "s3")]
+mod s3;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use key::{BadKey, Key};
 pub use listing::{list_all, list_folders};
 pub use local::LocalStore;
 pub use port::{ByteStream, ListOptions, ListPage, ObjectMeta, ObjectStore, PutMode, Upload};
+#[cfg(feature = "s3")]
+pub use s3::{
+    Checksums, CreateOnly, ObjectLock, ObjectLockMode, S3Credentials, S3Settings, S3Store, Secret,
+    ServerEncryption,
+};

@@ -3,6 +3,7 @@
 //! [`PgInstall`] is a PostgreSQL of one major version, [`TestDir`] a folder for one test,
 //! [`Cluster`] a server in it, [`Binaries`] Walden's programs where the server's user can run them,
 //! and [`Ledger`] the truth about what was committed, in WAL order, kept outside the database.
+//! [`S3Server`] is a store to keep objects in, and [`FaultProxy`] what goes wrong on the way to it.
 //! [`on_every_version!`] runs a test on each supported major version.
 //!
 //! PostgreSQL refuses to run as root. Where a test is root, the server and everything that acts as
@@ -20,6 +21,8 @@ mod judges;
 mod ledger;
 mod load;
 mod process;
+mod proxy;
+mod s3;
 mod wal;
 
 pub use anyhow::Result;
@@ -33,6 +36,8 @@ pub use ledger::{Ledger, Target};
 pub use load::Load;
 pub use postgres;
 pub use process::{own_by_server, poll, run, run_as_server};
+pub use proxy::{Fault, FaultProxy};
+pub use s3::S3Server;
 pub use wal::{Outcome, RestorePoint};
 
 /// Makes a `#[test]` of each named function for each supported major version, in modules `pg14` to
