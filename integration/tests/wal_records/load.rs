@@ -30,7 +30,8 @@ pub fn write(cluster: &Cluster) -> Result<()> {
         cluster.psql(script)?;
     }
     cluster.psql(&many_subtransactions())?;
-    // Longer than a segment, and longer than what is kept of a record.
+    // Longer than what is kept of a record, but within a segment; and longer than a segment.
+    cluster.switch_wal()?;
     for bytes in [1_500_000, 9_000_000] {
         cluster.psql(&format!(
             "SELECT pg_logical_emit_message(true, 'long', repeat('x', {bytes}))"
