@@ -23,6 +23,7 @@ mod load;
 mod process;
 mod proxy;
 mod s3;
+mod tls;
 mod wal;
 
 pub use anyhow::Result;
@@ -38,6 +39,7 @@ pub use postgres;
 pub use process::{own_by_server, poll, run, run_as_server};
 pub use proxy::{Fault, FaultProxy};
 pub use s3::S3Server;
+pub use tls::TlsFront;
 pub use wal::{Outcome, RestorePoint};
 
 /// Makes a `#[test]` of each named function for each supported major version, in modules `pg14` to

@@ -33,7 +33,18 @@ pub(super) async fn build(settings: &S3Settings) -> Result<Client, StoreError> {
             if let Some(region) = region(settings) {
                 loader = loader.region(region);
             }
-            loader.load().await
+            // It may ask the machine's metadata service, which need not answer.
+            tokio::time::timeout(settings.operation_deadline, loader.load())
+                .await
+                .map_err(|cause| {
+                    StoreError::new(
+                        StoreErrorKind::Unavailable,
+                        "use",
+                        format!("the bucket {}", settings.bucket),
+                    )
+                    .because("AWS's chain of credentials and region does not answer in time")
+                    .with_source(cause)
+                })?
         }
         S3Credentials::Static {
             access_key_id,

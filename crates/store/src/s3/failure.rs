@@ -25,6 +25,8 @@ pub(super) enum FailureKind {
     Denied,
     /// The access key, its signature or its clock.
     Credentials,
+    /// Whoever answers has a certificate that is not believed.
+    Untrusted,
     /// Another region's bucket.
     Elsewhere,
     /// 412: the object is there, or is another.
@@ -103,10 +105,14 @@ impl Failure {
                 let setup = failure.is_user()
                     || (failure.is_other() && failure.as_other().is_none())
                         && (what.contains("credential") || what.contains("identity"));
-                match setup {
-                    true => Self::new(FailureKind::Credentials, what),
-                    false => Self::transient(what),
-                }
+                let kind = if setup {
+                    FailureKind::Credentials
+                } else if what.contains("invalid peer certificate") {
+                    FailureKind::Untrusted
+                } else {
+                    FailureKind::Transient
+                };
+                Self::new(kind, what)
             }
             SdkError::TimeoutError(_) => Self::transient(chain(&error)),
             _ => Self::new(FailureKind::Refused, chain(&error)),

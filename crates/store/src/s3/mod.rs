@@ -130,6 +130,13 @@ impl Bucket {
                         .to_owned(),
                 ),
             ),
+            FailureKind::Untrusted => (
+                StoreErrorKind::Unavailable,
+                Some(
+                    "the store's certificate is not believed: correct the endpoint, or set the CA file"
+                        .to_owned(),
+                ),
+            ),
             FailureKind::Elsewhere => (
                 StoreErrorKind::Unavailable,
                 Some(format!(

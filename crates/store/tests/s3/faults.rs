@@ -224,6 +224,32 @@ async fn a_lost_answer_to_ones_own_put_is_recognised() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_outlives_its_writer() {
+    let way = Way::new(CreateOnly::Claims).await;
+    let (again, other) = (key("again"), key("other"));
+    let bytes = body(1000);
+    for name in [&again, &other] {
+        // The claim is made, and the object is not.
+        let path = format!("/where/{name}");
+        way.proxy
+            .fault("PUT", &path, 0, 1, Fault::error(403, "AccessDenied"));
+        refused(
+            way.put(name, &bytes).await,
+            StoreErrorKind::PermissionDenied,
+            &[],
+        );
+    }
+    way.put(&again, &bytes).await.unwrap();
+    assert!(way.truth(&again).await.unwrap() == bytes);
+    refused(
+        way.put(&other, &body(1000)).await,
+        StoreErrorKind::AlreadyExists,
+        &["other", S3Server::BUCKET, "some/where/.claims/other/"],
+    );
+    assert_eq!(way.truth(&other).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_success_without_an_etag_is_looked_at() {
     let way = Way::new(CreateOnly::Conditional).await;
     let (name, bytes) = (key("said"), body(1000));

@@ -11,6 +11,7 @@ mod faults;
 mod promises;
 mod secrets;
 mod settings;
+mod ways;
 
 use std::time::Duration;
 
