@@ -161,7 +161,9 @@ pub(super) fn join(first: &SegmentIndex, following: &[&SegmentIndex]) -> Result<
 
 /// Whether a file was created here that could still get its first rows or pages.
 fn has_open_files(index: &SegmentIndex) -> bool {
-    let open = |facts: &super::TransactionFacts| facts.end.is_none() && !facts.created.is_empty();
+    let empty = |created: &super::CreatedFile| !created.rows && !created.pages;
+    let open =
+        |facts: &super::TransactionFacts| facts.end.is_none() && facts.created.iter().any(empty);
     index.transactions.iter().any(open)
 }
 

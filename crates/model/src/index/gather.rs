@@ -138,7 +138,12 @@ impl Gatherer {
 
     /// Whether there is a file that could still get its first rows or pages.
     pub fn has_open_files(&self) -> bool {
-        !self.created.is_empty()
+        self.created.values().any(|(slot, place)| {
+            let entry = self.entries.get(*slot as usize);
+            let facts = entry.and_then(|entry| entry.facts.as_ref());
+            let created = facts.and_then(|facts| facts.created.get(*place as usize));
+            created.is_some_and(|created| !created.rows && !created.pages)
+        })
     }
 
     pub fn visit(&mut self, record: &Record<'_>) {
