@@ -26,7 +26,7 @@ const KEYWORDS: &str = "\
 /// `Display` writes an SQL identifier as `quote_ident` does, quoted only where it must be. A name with characters that have no shape
 /// of their own, such as line feeds and the marks that turn the direction of writing, is written in SQL's other form, `U&"a\000Ab"`,
 /// so that no name can tamper with what is shown around it. What is not UTF-8 is shown replaced.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Box<[u8]>);
 
 impl Name {
@@ -52,6 +52,12 @@ impl From<Vec<u8>> for Name {
 impl From<&str> for Name {
     fn from(text: &str) -> Self {
         Self(text.as_bytes().into())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Name({self})")
     }
 }
 

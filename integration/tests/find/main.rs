@@ -1,0 +1,3 @@
+//! `walden find`: losses are found, and nothing else.
+
+mod rewrites;

@@ -1,0 +1,624 @@
+//! What looks like a loss in the WAL and is none, and losses that hide.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use postgres::Client;
+use walden_engine::find::{FindReport, FindRequest, Finding, Sought, What, find};
+use walden_engine::repository::RepositorySettings;
+use walden_integration::Site;
+use walden_pg::Lsn;
+use walden_testkit::{Cluster, PgInstall, TestDir, on_every_version, on_version};
+
+on_every_version!(nothing_is_found_where_nothing_was_lost);
+
+/// With `wal_level = logical` records say more, and are more.
+#[test]
+fn nothing_is_found_where_nothing_was_lost_and_all_is_told_for_decoding() {
+    on_version(18, "rewrites_logical", |install, dir| {
+        harmless(install, dir, "logical")
+    });
+}
+
+fn nothing_is_found_where_nothing_was_lost(install: &PgInstall, dir: &TestDir) -> Result<()> {
+    harmless(install, dir, "replica")
+}
+
+/// What may be found of a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing at all.
+    Nothing,
+    /// Nothing but what is called ambiguous: the WAL of an empty table's rewrite is that of its TRUNCATE.
+    NothingCertain,
+    /// One loss, for certain.
+    Loss,
+    /// Something, be it called ambiguous.
+    Something,
+}
+
+use Verdict::{Loss, Nothing, NothingCertain, Something};
+
+/// Rows of each table: more than the least number that is told where nobody says otherwise.
+const ROWS: u32 = 3000;
+
+/// What the scenarios run on; `P` is put before each name.
+const SETUP: &str = r#"
+CREATE TABLE P_rows (n int PRIMARY KEY, text text);
+INSERT INTO P_rows SELECT n, repeat('x', 50) FROM generate_series(1, 3000) n;
+CREATE INDEX P_by_text ON P_rows (text);
+CREATE TABLE P_empty (n int PRIMARY KEY, text text);
+CREATE TABLE P_plain (n int);
+INSERT INTO P_plain SELECT generate_series(1, 3000);
+CREATE TABLE P_tail (n int);
+INSERT INTO P_tail SELECT generate_series(1, 3000);
+CREATE TABLE P_upsert (n int PRIMARY KEY, times int);
+CREATE TABLE P_parts (n int, side text) PARTITION BY LIST (side);
+CREATE TABLE P_left PARTITION OF P_parts FOR VALUES IN ('left');
+CREATE TABLE P_right PARTITION OF P_parts FOR VALUES IN ('right');
+INSERT INTO P_parts SELECT n, 'left' FROM generate_series(1, 3000) n;
+CREATE MATERIALIZED VIEW P_totals AS SELECT n, count(*) AS times FROM P_rows GROUP BY n;
+CREATE UNIQUE INDEX ON P_totals (n);
+CREATE SEQUENCE P_numbers;
+CREATE UNLOGGED TABLE P_fleeting (n int);
+INSERT INTO P_fleeting SELECT generate_series(1, 3000);
+CREATE VIEW P_seen AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_1 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_2 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_3 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_4 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_5 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_6 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_7 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_8 AS SELECT n FROM P_rows;
+CREATE TABLE P_lost_9 AS SELECT n FROM P_rows"#;
+
+/// Statements that run one by one in a session of their own, what may be found of them, and of which version on they exist.
+const SCENARIOS: &[(&str, Verdict, u16, &str)] = &[
+    ("VACUUM FULL", Nothing, 14, "VACUUM FULL P_rows"),
+    ("CLUSTER", Nothing, 14, "CLUSTER P_rows USING P_rows_pkey"),
+    ("REINDEX TABLE", Nothing, 14, "REINDEX TABLE P_rows"),
+    ("REINDEX INDEX", Nothing, 14, "REINDEX INDEX P_by_text"),
+    (
+        "REINDEX CONCURRENTLY",
+        Nothing,
+        14,
+        "REINDEX TABLE CONCURRENTLY P_rows",
+    ),
+    ("REINDEX of an empty table", Nothing, 14, "REINDEX TABLE P_empty"),
+    ("REINDEX SCHEMA", Nothing, 14, "REINDEX SCHEMA public"),
+    (
+        "CREATE INDEX CONCURRENTLY",
+        Nothing,
+        14,
+        "CREATE INDEX CONCURRENTLY ON P_plain (n)",
+    ),
+    ("REFRESH", Nothing, 14, "REFRESH MATERIALIZED VIEW P_totals"),
+    (
+        "REFRESH CONCURRENTLY",
+        Nothing,
+        14,
+        "UPDATE P_rows SET n = n + 10000 WHERE n <= 100;
+         REFRESH MATERIALIZED VIEW CONCURRENTLY P_totals",
+    ),
+    (
+        "ALTER COLUMN TYPE",
+        Nothing,
+        14,
+        "ALTER TABLE P_rows ALTER COLUMN text TYPE varchar(60)",
+    ),
+    (
+        "ADD COLUMN with a volatile default",
+        Nothing,
+        14,
+        "ALTER TABLE P_rows ADD COLUMN random float DEFAULT random()",
+    ),
+    (
+        "ALTER TABLE without a rewrite",
+        Nothing,
+        14,
+        "ALTER TABLE P_rows ADD COLUMN more int;
+         ALTER TABLE P_rows ALTER COLUMN more SET DEFAULT 7;
+         ALTER TABLE P_rows DROP COLUMN more;
+         ALTER TABLE P_rows RENAME TO P_renamed;
+         ALTER TABLE P_renamed RENAME TO P_rows",
+    ),
+    (
+        "SET TABLESPACE",
+        Nothing,
+        14,
+        "ALTER TABLE P_rows SET TABLESPACE space;
+         ALTER INDEX P_by_text SET TABLESPACE space;
+         ALTER TABLE P_rows SET TABLESPACE pg_default",
+    ),
+    (
+        "SET UNLOGGED and back",
+        Nothing,
+        14,
+        "ALTER TABLE P_plain SET UNLOGGED;
+         ALTER TABLE P_plain SET LOGGED",
+    ),
+    (
+        "ALTER SEQUENCE",
+        Nothing,
+        14,
+        "ALTER SEQUENCE P_numbers RESTART WITH 100;
+         ALTER SEQUENCE P_numbers INCREMENT BY 3 CACHE 10",
+    ),
+    ("LOCK TABLE", Nothing, 14, "BEGIN; LOCK TABLE P_rows; COMMIT"),
+    (
+        "ATTACH and DETACH PARTITION",
+        Nothing,
+        14,
+        "ALTER TABLE P_parts DETACH PARTITION P_right;
+         ALTER TABLE P_parts ATTACH PARTITION P_right FOR VALUES IN ('right')",
+    ),
+    (
+        "rows that move to another partition",
+        Nothing,
+        14,
+        "UPDATE P_parts SET side = 'right'",
+    ),
+    (
+        "rewrites of an unlogged table",
+        Nothing,
+        14,
+        "VACUUM FULL P_fleeting; REINDEX TABLE P_fleeting",
+    ),
+    ("DROP VIEW", Nothing, 14, "DROP VIEW P_seen"),
+    (
+        "VACUUM FULL of an empty table",
+        NothingCertain,
+        14,
+        "VACUUM FULL P_empty",
+    ),
+    (
+        "ALTER TABLE of an empty table",
+        NothingCertain,
+        14,
+        "ALTER TABLE P_empty ALTER COLUMN n TYPE bigint",
+    ),
+    (
+        "REFRESH WITH NO DATA",
+        NothingCertain,
+        14,
+        "REFRESH MATERIALIZED VIEW P_totals WITH NO DATA",
+    ),
+    (
+        "temporary tables",
+        Nothing,
+        14,
+        "CREATE TEMPORARY TABLE P_passing (n serial PRIMARY KEY, text text);
+         INSERT INTO P_passing SELECT generate_series(1, 5000);
+         DELETE FROM P_passing WHERE n > 100;
+         TRUNCATE P_passing;
+         DROP TABLE P_passing;
+         BEGIN;
+         CREATE TEMPORARY TABLE P_passing (n int) ON COMMIT DROP;
+         INSERT INTO P_passing SELECT generate_series(1, 5000);
+         COMMIT;
+         CREATE TEMPORARY TABLE P_passing (n int) ON COMMIT DELETE ROWS;
+         BEGIN;
+         INSERT INTO P_passing SELECT generate_series(1, 5000);
+         COMMIT;
+         DISCARD TEMP",
+    ),
+    (
+        "a temporary table that goes with its session",
+        Nothing,
+        14,
+        "CREATE TEMPORARY TABLE P_left_behind (n int PRIMARY KEY)",
+    ),
+    (
+        "a table that does not outlive its transaction",
+        Nothing,
+        14,
+        "BEGIN;
+         CREATE TABLE P_short AS SELECT * FROM P_rows;
+         CREATE INDEX ON P_short (n);
+         DELETE FROM P_short WHERE n < 10;
+         DROP TABLE P_short;
+         COMMIT",
+    ),
+    (
+        "TRUNCATE of the transaction's own table",
+        Nothing,
+        14,
+        "BEGIN;
+         CREATE TABLE P_staged (n int);
+         INSERT INTO P_staged SELECT generate_series(1, 5000);
+         TRUNCATE P_staged;
+         INSERT INTO P_staged SELECT generate_series(1, 100);
+         COMMIT",
+    ),
+    (
+        "what was rolled back",
+        Nothing,
+        14,
+        "BEGIN; DROP TABLE P_rows CASCADE; ROLLBACK;
+         BEGIN; TRUNCATE P_rows; ROLLBACK;
+         BEGIN; DELETE FROM P_rows; ROLLBACK;
+         BEGIN; UPDATE P_rows SET text = ''; ROLLBACK;
+         BEGIN; DROP MATERIALIZED VIEW P_totals; ROLLBACK",
+    ),
+    (
+        "what was rolled back two segments later",
+        Nothing,
+        14,
+        "BEGIN;
+         DELETE FROM P_rows;
+         TRUNCATE P_plain;
+         DROP TABLE P_tail;
+         SELECT pg_switch_wal();
+         INSERT INTO P_empty VALUES (1);
+         SELECT pg_switch_wal();
+         DELETE FROM P_empty;
+         ROLLBACK",
+    ),
+    (
+        "what was rolled back to a savepoint",
+        Nothing,
+        14,
+        "BEGIN;
+         INSERT INTO P_plain VALUES (0);
+         SAVEPOINT one;
+         DROP TABLE P_rows CASCADE;
+         ROLLBACK TO one;
+         SAVEPOINT two;
+         TRUNCATE P_plain;
+         ROLLBACK TO two;
+         SAVEPOINT three;
+         DELETE FROM P_rows;
+         SAVEPOINT four;
+         DELETE FROM P_tail;
+         RELEASE four;
+         SELECT pg_switch_wal();
+         ROLLBACK TO three;
+         INSERT INTO P_plain VALUES (0);
+         COMMIT",
+    ),
+    (
+        "what a procedure caught",
+        Nothing,
+        14,
+        "DO $$ BEGIN
+             BEGIN DROP TABLE P_rows CASCADE; RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;
+             BEGIN DELETE FROM P_rows; PERFORM 1 / 0; EXCEPTION WHEN division_by_zero THEN NULL; END;
+             INSERT INTO P_plain VALUES (0);
+         END $$",
+    ),
+    (
+        "ROLLBACK PREPARED",
+        Nothing,
+        14,
+        "BEGIN;
+         DROP TABLE P_tail;
+         DELETE FROM P_plain;
+         PREPARE TRANSACTION 'P_never';
+         SELECT pg_switch_wal();
+         ROLLBACK PREPARED 'P_never'",
+    ),
+    (
+        "VACUUM that gives the table's end back",
+        Nothing,
+        14,
+        "DELETE FROM P_tail WHERE n > 2100;
+         VACUUM (TRUNCATE) P_tail",
+    ),
+    (
+        "catalogs' rows that go with temporary tables",
+        Nothing,
+        14,
+        "DO $$ BEGIN
+             FOR i IN 1..3 LOOP
+                 EXECUTE 'CREATE TEMPORARY TABLE P_wide (' || (SELECT string_agg('c' || n || ' int', ',') FROM generate_series(1, 1000) n) || ')';
+                 DROP TABLE P_wide;
+             END LOOP;
+         END $$",
+    ),
+    (
+        "COMMIT PREPARED of a DROP, a segment later",
+        Loss,
+        14,
+        "BEGIN;
+         DROP TABLE P_lost_1;
+         PREPARE TRANSACTION 'P_done';
+         SELECT pg_switch_wal();
+         COMMIT PREPARED 'P_done'",
+    ),
+    (
+        "DELETE in savepoints and two segments",
+        Loss,
+        14,
+        "BEGIN;
+         SAVEPOINT one;
+         DELETE FROM P_lost_2 WHERE n % 2 = 0;
+         RELEASE one;
+         SELECT pg_switch_wal();
+         SAVEPOINT two;
+         DELETE FROM P_lost_2;
+         RELEASE two;
+         COMMIT",
+    ),
+    (
+        "DROP after a rewrite",
+        Loss,
+        14,
+        "VACUUM FULL P_lost_3; DROP TABLE P_lost_3",
+    ),
+    (
+        "DROP in the transaction of a rewrite",
+        Something,
+        14,
+        "BEGIN;
+         ALTER TABLE P_lost_4 ADD COLUMN random float DEFAULT random();
+         DROP TABLE P_lost_4;
+         COMMIT",
+    ),
+    (
+        "TRUNCATE and new rows in one transaction",
+        Something,
+        14,
+        "BEGIN;
+         TRUNCATE P_lost_5;
+         INSERT INTO P_lost_5 SELECT generate_series(1, 100);
+         COMMIT",
+    ),
+    (
+        "TRUNCATE after a rewrite",
+        Loss,
+        14,
+        "VACUUM FULL P_lost_6; TRUNCATE P_lost_6",
+    ),
+    (
+        "DROP, and CREATE under the same name",
+        Loss,
+        14,
+        "BEGIN;
+         DROP TABLE P_lost_7;
+         CREATE TABLE P_lost_7 (n int PRIMARY KEY);
+         COMMIT",
+    ),
+    (
+        "DROP in a procedure that had nothing to catch",
+        Loss,
+        14,
+        "DO $$ BEGIN
+             BEGIN DROP TABLE P_lost_8; EXCEPTION WHEN OTHERS THEN NULL; END;
+         END $$",
+    ),
+    ("DROP TABLE", Loss, 14, "DROP TABLE P_lost_9"),
+    ("DROP of a partitioned table", Something, 14, "DROP TABLE P_parts"),
+];
+
+/// A scenario, and where WAL stood before and after it.
+struct Ran {
+    label: String,
+    verdict: Verdict,
+    from: Lsn,
+    to: Lsn,
+}
+
+fn harmless(install: &PgInstall, dir: &TestDir, wal_level: &str) -> Result<()> {
+    let mut site = Site::new(install, dir, |builder| {
+        builder
+            .conf("max_prepared_transactions", "5")
+            .conf("wal_level", wal_level)
+    })?;
+    site.production.start()?;
+    let space = dir.server_dir("space")?;
+    let spool = dir.server_dir("spool")?;
+    let key = format!("    spool_dir: {}\n", spool.display());
+    site.configure("walden.yaml", &site.production, &key)?;
+    site.production.psql(&format!(
+        "CREATE TABLESPACE space LOCATION '{}'",
+        space.display()
+    ))?;
+    // From here on the file of a catalog has a number like a user's.
+    site.production.psql("VACUUM FULL pg_attribute")?;
+    site.production
+        .psql("CREATE TABLE busy (n bigserial PRIMARY KEY, text text)")?;
+    run(&site.production, "old", SETUP)?;
+    site.archive_all()?;
+    site.backup(&[])?;
+    run(&site.production, "new", SETUP)?;
+    let load = [
+        Load::start(&site.production)?,
+        Load::start(&site.production)?,
+    ];
+
+    let mut ran = Vec::new();
+    for prefix in ["old", "new"] {
+        for (label, verdict, since, sql) in SCENARIOS {
+            if install.major() < *since {
+                continue;
+            }
+            let from = site.production.insert_lsn()?;
+            run(&site.production, prefix, sql).with_context(|| format!("{label} ({prefix})"))?;
+            // Of what no backup has the name, less can be told.
+            let verdict = match (*verdict, prefix) {
+                (Nothing, "new") => NothingCertain,
+                (Loss, "new") => Something,
+                (verdict, _) => verdict,
+            };
+            ran.push(Ran {
+                label: format!("{label} ({prefix})"),
+                verdict,
+                from,
+                to: site.production.insert_lsn()?,
+            });
+        }
+        let from = site.production.insert_lsn()?;
+        race(&site.production, prefix)?;
+        ran.push(Ran {
+            label: format!("INSERT … ON CONFLICT ({prefix})"),
+            verdict: Nothing,
+            from,
+            to: site.production.insert_lsn()?,
+        });
+    }
+    for load in load {
+        load.stop()?;
+    }
+    site.archive_all()?;
+    judge(&search(&site)?, &ran)
+}
+
+/// Runs statements one by one in a session of their own.
+fn run(cluster: &Cluster, prefix: &str, sql: &str) -> Result<()> {
+    let mut client = cluster.connect()?;
+    let mut statement = String::new();
+    for part in sql.split_inclusive(';') {
+        statement.push_str(part);
+        // Not within a body.
+        if statement.matches("$$").count() % 2 == 0 {
+            execute(&mut client, &statement.replace("P_", &format!("{prefix}_")))?;
+            statement.clear();
+        }
+    }
+    execute(&mut client, &statement.replace("P_", &format!("{prefix}_")))
+}
+
+fn execute(client: &mut Client, statement: &str) -> Result<()> {
+    let statement = statement.trim();
+    if statement.is_empty() {
+        return Ok(());
+    }
+    client
+        .batch_execute(statement)
+        .with_context(|| statement.to_owned())
+}
+
+/// Two sessions insert the same rows: what one inserts on probation and finds to be there already, it takes back.
+fn race(cluster: &Cluster, prefix: &str) -> Result<()> {
+    let sql = format!(
+        "INSERT INTO {prefix}_upsert SELECT n, 1 FROM generate_series(1, {ROWS}) n \
+         ON CONFLICT (n) DO UPDATE SET times = {prefix}_upsert.times + 1"
+    );
+    let racers: Vec<_> = (0..2)
+        .map(|_| {
+            let mut client = cluster.connect()?;
+            let sql = sql.clone();
+            Ok(thread::spawn(move || client.batch_execute(&sql)))
+        })
+        .collect::<Result<_>>()?;
+    for racer in racers {
+        racer
+            .join()
+            .map_err(|_| anyhow!("a racing session panicked"))??;
+    }
+    Ok(())
+}
+
+/// What goes on beside the scenarios: small transactions that insert, update and delete.
+struct Load {
+    stop: Arc<AtomicBool>,
+    writer: JoinHandle<Result<()>>,
+}
+
+impl Load {
+    fn start(cluster: &Cluster) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut client = cluster.connect()?;
+        let stopped = Arc::clone(&stop);
+        let writer = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                client.batch_execute(
+                    "BEGIN; \
+                     INSERT INTO busy (text) SELECT repeat('x', 20) FROM generate_series(1, 5); \
+                     DELETE FROM busy WHERE n = (SELECT max(n) - 100 FROM busy); \
+                     UPDATE busy SET text = '' WHERE n = (SELECT max(n) FROM busy); \
+                     COMMIT",
+                )?;
+            }
+            Ok(())
+        });
+        Ok(Self { stop, writer })
+    }
+
+    fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.writer
+            .join()
+            .map_err(|_| anyhow!("a writer of the load panicked"))?
+    }
+}
+
+fn search(site: &Site<'_>) -> Result<FindReport> {
+    let request = FindRequest {
+        repository: RepositorySettings {
+            name: "here".to_owned(),
+            path: site.repository(),
+            id: None,
+        },
+        cluster: "main".parse()?,
+        system: None,
+        timeline: None,
+        between: None,
+        sought: Sought::everything(),
+        target_directory: None,
+        pgdata: None,
+    };
+    let runtime = tokio::runtime::Runtime::new()?;
+    Ok(runtime.block_on(find(&request))?)
+}
+
+fn judge(report: &FindReport, ran: &[Ran]) -> Result<()> {
+    ensure!(
+        report.gaps.is_empty() && report.unreadable.is_empty() && !report.more && !report.nameless,
+        "the whole archive should have been searched: {report:?}"
+    );
+    let mut wrong = String::new();
+    for ran in ran {
+        let of_this = |finding: &&Finding| (ran.from..=ran.to).contains(&finding.lsn);
+        let found: Vec<&Finding> = report.findings.iter().filter(of_this).collect();
+        let certain = found.iter().filter(|finding| is_certain(finding)).count();
+        let right = match ran.verdict {
+            Nothing => found.is_empty(),
+            NothingCertain => certain == 0,
+            Loss => found.len() == 1 && certain == 1,
+            Something => !found.is_empty(),
+        };
+        if !right {
+            let (label, verdict) = (&ran.label, ran.verdict);
+            let found: Vec<String> = found.into_iter().map(told).collect();
+            writeln!(wrong, "{label}: {verdict:?} expected, found {found:?}")?;
+        }
+    }
+    let known = |finding: &&Finding| {
+        let mut of = ran.iter();
+        !of.any(|ran| (ran.from..=ran.to).contains(&finding.lsn))
+    };
+    let stray: Vec<&Finding> = report.findings.iter().filter(known).collect();
+    ensure!(
+        stray.is_empty(),
+        "found between the scenarios: {:?}",
+        stray.into_iter().map(told).collect::<Vec<_>>()
+    );
+    ensure!(wrong.is_empty(), "{wrong}");
+    Ok(())
+}
+
+fn told(finding: &Finding) -> String {
+    match &finding.what {
+        What::Incident(incident) => format!(
+            "{} of {} by {:?} at {}, doubt {:?}",
+            incident.statement(),
+            incident.object,
+            finding.xid,
+            finding.lsn,
+            incident.doubt
+        ),
+        What::RestorePoint(name) => format!("restore point {name}"),
+    }
+}
+
+fn is_certain(finding: &Finding) -> bool {
+    match &finding.what {
+        What::Incident(incident) => incident.doubt.is_none(),
+        What::RestorePoint(_) => true,
+    }
+}
