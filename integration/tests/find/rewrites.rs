@@ -450,7 +450,7 @@ fn run(cluster: &Cluster, prefix: &str, sql: &str) -> Result<()> {
     for part in sql.split_inclusive(';') {
         statement.push_str(part);
         // Not within a body.
-        if statement.matches("$$").count() % 2 == 0 {
+        if statement.matches("$$").count().is_multiple_of(2) {
             execute(&mut client, &statement.replace("P_", &format!("{prefix}_")))?;
             statement.clear();
         }

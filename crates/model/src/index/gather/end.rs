@@ -47,7 +47,11 @@ impl Gatherer {
         self.open.remove(&said.xid);
         self.last = None;
         self.settle(slot, end.kind, matters);
-        if !self.close(slot) && !matters {
+        if matters && let Some(entry) = self.entries.get_mut(slot as usize) {
+            // Of a transaction that did all else in earlier segments nothing is known so far.
+            entry.facts();
+        }
+        if !self.close(slot) {
             return;
         }
         let lists = said.dropped_files.len() + said.dropped_stats.len() + said.invalidated.len();
@@ -113,5 +117,41 @@ impl Gatherer {
             self.free.push(slot);
         }
         tells
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walden_pg::wal_record::{Event, PgTimestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_commit_whose_other_records_stand_in_earlier_segments_is_kept() {
+        let mut gatherer = Gatherer::for_detail();
+        let end = TransactionEnd {
+            kind: EndKind::Commit,
+            xid: 7,
+            prepared: true,
+            time: PgTimestamp(0),
+            subxids: Vec::new(),
+            database: 5,
+            dropped_files: vec![(1663, 5, 16400).into()],
+            dropped_stats: Vec::new(),
+            invalidated: Vec::new(),
+        };
+        gatherer.note(0, Lsn(100), Lsn(200), Event::End(end));
+        let created = Event::FileCreated((1663, 5, 16500).into());
+        gatherer.note(8, Lsn(200), Lsn(300), created);
+        let told = gatherer.take_transactions();
+        let of_7 = told.iter().find(|facts| facts.xid == 7);
+        let dropped = of_7
+            .and_then(|facts| facts.end.as_ref())
+            .map(|end| end.dropped_files.len());
+        assert_eq!(
+            dropped,
+            Some(1),
+            "the next transaction must not take its place: {told:?}"
+        );
     }
 }
