@@ -1,5 +1,7 @@
 //! The command line of `walden`.
 
+mod queries;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,6 +13,8 @@ use walden_model::target::{
     RecoveryTarget, TargetAction, TargetKind, TargetTimeline, parse_target_time,
 };
 use walden_pg::{Lsn, SystemIdentifier};
+
+pub use queries::{WalCommand, WalListArguments, WalShowArguments};
 
 use crate::command::Place;
 use crate::config::{LogLevel, Span};
@@ -52,6 +56,9 @@ pub enum Command {
     ListBackups(ListArguments),
     /// Plan a restore, and carry it out
     Restore(Box<RestoreArguments>),
+    /// Look at archived WAL
+    #[command(subcommand)]
+    Wal(WalCommand),
 }
 
 #[derive(Debug, Args)]

@@ -12,4 +12,5 @@ mod progress;
 pub mod push;
 mod render;
 mod restore;
+mod wal;
 pub mod walden;

@@ -5,12 +5,16 @@ mod plan;
 #[cfg(test)]
 #[allow(clippy::expect_used, reason = "fixtures")]
 pub(crate) mod samples;
+mod segment;
+mod wal;
 
 use std::time::Duration;
 
 pub use backups::{backups_json, backups_table};
 use jiff::Timestamp;
 pub use plan::{Destination, plan_json, plan_page};
+pub use segment::{segment_json, segment_page};
+pub use wal::{WAL_JSON_END, wal_header, wal_json_begin, wal_json_line, wal_line};
 
 /// Bytes as PostgreSQL's `pg_size_pretty` shows them: the largest unit of which there are ten at least, powers of 1024.
 #[must_use]
@@ -61,13 +65,13 @@ pub fn moment(time: Timestamp) -> String {
 mod tests {
     use super::*;
 
-    /// Every key of a JSON value, at any depth, but not the names that a person chose.
+    /// Every key of a JSON value, at any depth, but not the names that a person chose, nor an index's, which docs/FORMAT.md describes.
     fn keys(value: &serde_json::Value, found: &mut std::collections::BTreeSet<String>) {
         match value {
             serde_json::Value::Object(fields) => {
                 for (key, value) in fields {
                     found.insert(key.clone());
-                    if key != "annotations" {
+                    if key != "annotations" && key != "index" {
                         keys(value, found);
                     }
                 }
@@ -92,8 +96,13 @@ mod tests {
         };
         let listing = backups_json(&samples::listing()).expect("JSON");
         let plan = plan_json(&samples::plan(), &destination, false).expect("JSON");
+        let segment = segment_json(&samples::shown_segment()).expect("JSON");
         let mut printed = std::collections::BTreeSet::new();
-        for text in [listing, plan] {
+        for file in samples::archived_wal() {
+            let file = wal_json_line(&file).expect("JSON");
+            keys(&serde_json::from_str(&file).expect("JSON"), &mut printed);
+        }
+        for text in [listing, plan, segment] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }
         printed.retain(|key| !page.contains(&format!("`{key}`")));

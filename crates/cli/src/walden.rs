@@ -19,7 +19,7 @@ use crate::command::{print_clap, run};
 use crate::config::{LogLevel, Settings};
 use crate::exit::common;
 use crate::problem::Problem;
-use crate::{logging, progress, render, restore};
+use crate::{logging, progress, render, restore, wal};
 
 /// Damaged blocks that are named on standard error; the commit document names more.
 const DAMAGED_SHOWN: usize = 10;
@@ -56,6 +56,7 @@ fn carry_out(
         Command::Backup(arguments) => run_backup(settings, arguments),
         Command::ListBackups(arguments) => run_list(settings, &arguments),
         Command::Restore(arguments) => restore::run(settings, *arguments, executable),
+        Command::Wal(command) => wal::run(settings, command),
     }
 }
 
@@ -79,13 +80,16 @@ where
         .map_err(Problem::failure)
 }
 
-/// Writes a result. A reader that has seen enough (`| head`) is no failure.
+/// Writes a result.
 pub(crate) fn print(text: &str) -> Result<(), Problem> {
     let mut stdout = std::io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    let all = stdout.write_all(text.as_bytes());
+    written(all.and_then(|()| stdout.flush()))
+}
+
+/// What became of a result on its way to standard output. A reader that has seen enough (`| head`) is no failure.
+pub(crate) fn written(written: std::io::Result<()>) -> Result<(), Problem> {
+    match written {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Problem::failure(Unwritten(e))),
         _ => Ok(()),
     }

@@ -258,21 +258,72 @@ fn results_go_to_standard_output_and_refusals_do_not() {
 }
 
 #[test]
+fn archived_wal_is_listed_and_shown() {
+    let bench = Bench::new();
+    bench.run(WALDEN, &["init"], 0);
+    let (stdout, stderr) = bench.run(WALDEN, &["wal", "list"], 0);
+    assert_eq!(
+        (stdout.as_str(), stderr.as_str()),
+        ("nothing is archived yet\n", "")
+    );
+    bench.run(PUSH, &[&bench.segment_path()], 0);
+    let (stdout, _) = bench.run(WALDEN, &["wal", "list"], 0);
+    assert!(
+        stdout.lines().count() == 2
+            && stdout.starts_with("FILE ")
+            && stdout.contains(&bench.segment),
+        "a header, and the segment: {stdout}"
+    );
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let (stdout, _) = bench.run(WALDEN, arguments, 0);
+        serde_json::from_str(&stdout).expect("JSON")
+    };
+    let list = json(&["wal", "list", "--json"]);
+    assert_eq!(
+        (&list["version"], &list["files"][0]["name"]),
+        (&serde_json::json!(1), &serde_json::json!(bench.segment))
+    );
+    let other = json(&["wal", "list", "--timeline", "2", "--json"]);
+    assert_eq!(
+        other["files"],
+        serde_json::json!([]),
+        "another timeline has none"
+    );
+    let shown = json(&["wal", "show", &bench.segment, "--json"]);
+    assert_eq!(shown["segment"], bench.segment);
+    assert_eq!(shown["content_size"], 16 << 20);
+
+    let (stdout, stderr) = bench.run(WALDEN, &["wal", "show", "00000001000000000000000A"], 1);
+    assert_eq!(stdout, "");
+    assert!(
+        stderr.contains("00000001000000000000000A of system identifier")
+            && stderr.contains("is not archived; walden wal list shows what is"),
+        "{stderr}"
+    );
+    bench.run(WALDEN, &["wal"], 2);
+    bench.run(WALDEN, &["wal", "show"], 2);
+    bench.run(WALDEN, &["wal", "show", "00000001.history"], 2);
+    bench.run(WALDEN, &["wal", "list", "--timeline", "0"], 2);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let bench = Bench::new();
     bench.run(WALDEN, &["init"], 0);
-    let (read, write) = std::io::pipe().expect("a pipe");
-    drop(read);
-    let output = bench
-        .command(WALDEN, &["list-backups"])
-        .stdout(Stdio::from(write))
-        .stderr(Stdio::piped())
-        .output()
-        .expect("the program starts");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(
-        (output.status.code(), stderr.as_ref()),
-        (Some(0), ""),
-        "a broken pipe ends the output, quietly"
-    );
+    for arguments in [&["list-backups"][..], &["wal", "list"]] {
+        let (read, write) = std::io::pipe().expect("a pipe");
+        drop(read);
+        let output = bench
+            .command(WALDEN, arguments)
+            .stdout(Stdio::from(write))
+            .stderr(Stdio::piped())
+            .output()
+            .expect("the program starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), stderr.as_ref()),
+            (Some(0), ""),
+            "{arguments:?}: a broken pipe ends the output, quietly"
+        );
+    }
 }

@@ -16,4 +16,5 @@ pub mod progress;
 pub mod push;
 pub mod repository;
 pub mod restore;
+pub mod wal;
 pub mod windows;

@@ -6,7 +6,9 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::Serialize;
 use walden_engine::restore::TablespacePlace;
-use walden_model::{BackupId, ClusterName, RecoveryPlan, TargetKind};
+use walden_model::index::End;
+use walden_model::resolve::{Ending, Stop};
+use walden_model::{BackupId, ClusterName, RecoveryPlan, TargetKind, postgres_time};
 use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
 use super::{moment, size};
@@ -65,6 +67,10 @@ pub fn plan_page(plan: &RecoveryPlan, destination: &Destination<'_>) -> String {
         let _ = writeln!(page, "{label:<10} {text}");
     };
     entry("target", target(plan));
+    if let Some(ending) = &plan.ending {
+        entry("ends", stop(&ending.stop));
+        entry("", last_commit(ending));
+    }
     entry(
         "backup",
         format!(
@@ -162,6 +168,32 @@ fn target(plan: &RecoveryPlan) -> String {
     }
 }
 
+fn stop(stop: &Stop) -> String {
+    match stop {
+        Stop::Before(record) => format!("before the record at {}", record.lsn),
+        Stop::After(record) => format!("after the record at {}", record.lsn),
+        Stop::Consistent(lsn) => format!("when consistent, at {lsn}"),
+        Stop::EndOfWal(lsn) => format!("with the archived WAL, at {lsn}"),
+    }
+}
+
+fn last_commit(ending: &Ending) -> String {
+    match &ending.last_commit {
+        None => "no commit is replayed".to_owned(),
+        Some(commit) => format!(
+            "last of {} replayed: {}, transaction {}, at {}",
+            if ending.commits == 1 {
+                "1 commit".to_owned()
+            } else {
+                format!("{} commits", ending.commits)
+            },
+            postgres_time(commit.time),
+            commit.xid,
+            commit.lsn
+        ),
+    }
+}
+
 fn segments(count: u64) -> String {
     if count == 1 {
         "1 segment".to_owned()
@@ -197,6 +229,8 @@ struct Page<'a> {
     restored: bool,
     backup: Backup<'a>,
     target: Target,
+    /// null where the archive has no index, so that nobody can tell.
+    ending: Option<JsonEnding<'a>>,
     timeline: TimelineId,
     lineage: Vec<Span>,
     wal: Vec<Run>,
@@ -227,6 +261,14 @@ struct Target {
     value: Option<String>,
     inclusive: bool,
     action: String,
+}
+
+#[derive(Serialize)]
+struct JsonEnding<'a> {
+    stop: &'static str,
+    lsn: Lsn,
+    last_commit: Option<&'a End>,
+    commits: u64,
 }
 
 #[derive(Serialize)]
@@ -281,6 +323,7 @@ pub fn plan_json(
             damaged_blocks: backup.damaged_blocks,
         },
         target: json_target(plan),
+        ending: plan.ending.as_ref().map(json_ending),
         timeline: plan.timeline,
         lineage: plan
             .lineage
@@ -325,6 +368,21 @@ pub fn plan_json(
         extras: destination.extras.map(text),
     };
     Ok(serde_json::to_string_pretty(&page)? + "\n")
+}
+
+fn json_ending(ending: &Ending) -> JsonEnding<'_> {
+    let (stop, lsn) = match ending.stop {
+        Stop::Before(record) => ("before", record.lsn),
+        Stop::After(record) => ("after", record.lsn),
+        Stop::Consistent(lsn) => ("consistent", lsn),
+        Stop::EndOfWal(lsn) => ("end-of-wal", lsn),
+    };
+    JsonEnding {
+        stop,
+        lsn,
+        last_commit: ending.last_commit.as_ref(),
+        commits: ending.commits,
+    }
 }
 
 fn text(path: &Path) -> String {
@@ -379,6 +437,8 @@ mod tests {
 Restore of cluster main into /restored
 
 target     --target-lsn 0/7000000, exclusive, then pause
+ends       before the record at 0/7000028
+           last of 12 commits replayed: 2026-11-22 17:58:01.123456+00, transaction 745, at 0/6FFFF00
 backup     20261122T175007Z-0badcafe, ended 2026-11-22T17:50:09Z at 0/3000120 on timeline 1
 timeline   1 until 0/5000000, then 2
 WAL        5 segments, 22 MB stored
@@ -416,6 +476,9 @@ What to know:
             done["target"],
             serde_json::json!({"kind": "lsn", "value": "0/7000000", "inclusive": false, "action": "pause"})
         );
+        assert_eq!(done["ending"]["stop"], "before");
+        assert_eq!(done["ending"]["lsn"], "0/7000028");
+        assert_eq!(done["ending"]["last_commit"]["xid"], 745);
         assert_eq!(done["lineage"][0]["end"], "0/5000000");
         assert_eq!(done["wal"][1]["segments"], 3);
         assert_eq!(done["settings"][2]["name"], "recovery_target_timeline");

@@ -1,6 +1,10 @@
 //! Values for the tests of what is rendered.
 
+mod wal;
+
 use walden_engine::list::{ListedBackup, Listing, SystemListing};
+use walden_model::index::{End, Outcome};
+use walden_model::resolve::{Ending, RecordSpan, Stop};
 use walden_model::{
     BackupKind, BackupRecord, ControlSettings, DamagedBlock, DamagedDocument, Encryption, Gap,
     IdentityDocument, Note, RandomId, RecoveryPlan, RecoveryTarget, Signal, TargetKind,
@@ -8,6 +12,8 @@ use walden_model::{
 };
 use walden_pg::history::TimelineSpan;
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
+
+pub use wal::{archived_wal, shown_segment};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_123_456_789_012_345_678);
 const MB: u64 = 1024 * 1024;
@@ -63,6 +69,19 @@ pub fn record() -> BackupRecord {
     }
 }
 
+pub fn identity() -> IdentityDocument {
+    IdentityDocument {
+        cluster: "main".parse().expect("a name"),
+        system_identifier: SYSTEM,
+        archive_id: RandomId([7; 16]),
+        wal_segment_size: WalSegmentSize::DEFAULT,
+        pg_version: 17,
+        created_at: "2026-11-22T17:00:00Z".parse().expect("a time"),
+        host: "db1".to_owned(),
+        encryption: Encryption::None,
+    }
+}
+
 pub fn listing() -> Listing {
     let second = BackupRecord {
         backup_id: "20261123T175007Z-0badcaff".parse().expect("an id"),
@@ -91,16 +110,7 @@ pub fn listing() -> Listing {
     Listing {
         cluster: "main".parse().expect("a name"),
         systems: vec![SystemListing {
-            identity: IdentityDocument {
-                cluster: "main".parse().expect("a name"),
-                system_identifier: SYSTEM,
-                archive_id: RandomId([7; 16]),
-                wal_segment_size: WalSegmentSize::DEFAULT,
-                pg_version: 17,
-                created_at: "2026-11-22T17:00:00Z".parse().expect("a time"),
-                host: "db1".to_owned(),
-                encryption: Encryption::None,
-            },
+            identity: identity(),
             backups: vec![
                 ListedBackup {
                     record: record(),
@@ -149,6 +159,16 @@ pub fn listing() -> Listing {
     }
 }
 
+pub fn last_commit() -> End {
+    End {
+        kind: Outcome::Commit,
+        xid: 745,
+        lsn: Lsn(0x6FF_FF00),
+        end_lsn: Lsn(0x6FF_FF28),
+        time: "2026-11-22T17:58:01.123456Z".parse().expect("a time"),
+    }
+}
+
 pub fn plan() -> RecoveryPlan {
     let run = |timeline, first, last| WalRun {
         timeline: TimelineId(timeline),
@@ -192,6 +212,13 @@ pub fn plan() -> RecoveryPlan {
         signal: Signal::Recovery,
         take_over: false,
         notes: vec![Note::UnloggedTables, Note::DamagedBlocks(3)],
-        ending: None,
+        ending: Some(Ending {
+            stop: Stop::Before(RecordSpan {
+                lsn: Lsn(0x700_0028),
+                end_lsn: Lsn(0x700_0060),
+            }),
+            last_commit: Some(last_commit()),
+            commits: 12,
+        }),
     }
 }
