@@ -242,7 +242,8 @@ fn serve(state: &State, mut client: &TcpStream, server: SocketAddr) -> io::Resul
         Some(Fault::CutUpload(bytes)) => length.min(bytes as u64),
         _ => length,
     };
-    io::copy(&mut client.take(sent), &mut upstream)?;
+    // A server that refuses may answer before it has read all, and close.
+    let refused = io::copy(&mut client.take(sent), &mut upstream).is_err();
     match fault {
         Some(Fault::CutUpload(_)) => return client.shutdown(Shutdown::Both),
         Some(Fault::LoseAnswer) => {
@@ -281,6 +282,11 @@ fn serve(state: &State, mut client: &TcpStream, server: SocketAddr) -> io::Resul
         _ => {
             io::copy(&mut upstream, &mut client)?;
         }
+    }
+    if refused {
+        // Whoever is still sending would be cut off before the answer.
+        client.shutdown(Shutdown::Write)?;
+        return hang(client);
     }
     client.shutdown(Shutdown::Both)
 }

@@ -126,20 +126,30 @@ where
             Err(failure) => failure,
         };
         let exists = failure.kind == FailureKind::Precondition;
-        let failure = if exists || (unknown && !failure.passes()) {
+        unknown |= failure.kind == FailureKind::Transient;
+        if failure.passes() {
+            budget.again(failure).await?;
+            // Before all bytes are sent again: a server that refuses early may cut off whoever is still sending.
+            if !unknown || mode != PutMode::Create {
+                continue;
+            }
+            match stands(bucket, key, &content(), budget).await? {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(NotPut::Taken),
+                None => {}
+            }
+        } else if exists || unknown {
             // Stores say different things of an upload whose end is asked for twice.
             match stands(bucket, key, &content(), budget).await? {
                 Some(true) => return Ok(()),
                 Some(false) if exists => return Err(NotPut::Taken),
                 // Removed meanwhile.
-                _ if exists => Failure::transient(failure.what),
-                _ => failure,
+                _ if exists => budget.again(Failure::transient(failure.what)).await?,
+                _ => return Err(failure.into()),
             }
         } else {
-            failure
-        };
-        unknown |= failure.kind == FailureKind::Transient;
-        budget.again(failure).await?;
+            return Err(failure.into());
+        }
     }
 }
 
@@ -192,7 +202,7 @@ pub(super) async fn stands(
     content: &Content,
     budget: &mut Budget,
 ) -> Result<Option<bool>, Failure> {
-    let mut reader = match read::open(bucket, key, Part::Whole, budget.clone()).await {
+    let mut reader = match read::open(bucket, key, Part::Whole, budget).await {
         Ok(reader) => reader,
         Err(failure) if failure.kind == FailureKind::NoSuchKey => return Ok(None),
         Err(failure) => return Err(failure),
@@ -201,10 +211,9 @@ pub(super) async fn stands(
         return Ok(Some(false));
     }
     let mut hash = Sha256::new();
-    while let Some(chunk) = reader.next().await? {
-        hash.update(&chunk);
-    }
+    let read = reader.each(|chunk| hash.update(chunk)).await;
     *budget = reader.budget();
+    read?;
     Ok(Some(hash.finalize()[..] == content.sha256))
 }
 

@@ -202,7 +202,7 @@ impl ObjectStore for S3Store {
     }
 
     async fn get(&self, key: &Key) -> Result<(ObjectMeta, ByteStream), StoreError> {
-        let reader = read::open(&self.bucket, key, Part::Whole, self.bucket.budget())
+        let reader = read::open(&self.bucket, key, Part::Whole, &mut self.bucket.budget())
             .await
             .map_err(|failure| self.bucket.failed("read", key.as_str(), failure))?;
         Ok((reader.meta(), reader.stream()))

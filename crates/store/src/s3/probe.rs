@@ -11,10 +11,10 @@ use super::{Bucket, CreateOnly, PROBES, create, list};
 use crate::StoreError;
 
 /// Keys that writers race for.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 8;
 
 /// Writers of each.
-const WRITERS: usize = 4;
+const WRITERS: usize = 8;
 
 pub(super) async fn run(bucket: &Arc<Bucket>) -> Result<CreateOnly, StoreError> {
     let folder = format!("{PROBES}{:016x}/", rand::random::<u64>());

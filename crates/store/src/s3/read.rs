@@ -133,10 +133,10 @@ pub(super) async fn open(
     bucket: &Arc<Bucket>,
     key: &Key,
     part: Part,
-    mut budget: Budget,
+    budget: &mut Budget,
 ) -> Result<Reader, Failure> {
     let answer = budget.persist(0, || ask(bucket, key, &part, None)).await?;
-    Ok(Reader::new(bucket, answer, budget))
+    Ok(Reader::new(bucket, answer, budget.clone()))
 }
 
 impl Reader {
@@ -249,10 +249,16 @@ impl Reader {
             .map_err(|_| Failure::new(FailureKind::Refused, "more bytes than memory can hold"))?;
         // Grown as bytes come: the length is the store's word.
         let mut all = BytesMut::with_capacity(length.min(CHUNK));
-        while let Some(chunk) = self.next().await? {
-            all.extend_from_slice(&chunk);
-        }
+        self.each(|chunk| all.extend_from_slice(chunk)).await?;
         Ok(all.freeze())
+    }
+
+    /// Reads to the end.
+    pub async fn each(&mut self, mut take: impl FnMut(&[u8])) -> Result<(), Failure> {
+        while let Some(chunk) = self.next().await? {
+            take(&chunk);
+        }
+        Ok(())
     }
 }
 
@@ -275,7 +281,7 @@ pub(super) async fn range(
         }
         size
     } else {
-        match open(bucket, key, Part::Range(range.clone()), budget).await {
+        match open(bucket, key, Part::Range(range.clone()), &mut budget).await {
             Ok(reader) if reader.rest == range => return reader.collect().await.map_err(failed),
             Ok(reader) if reader.meta.size >= range.end => {
                 let failure = Failure::transient("the answer is not the range that was asked for");
@@ -283,10 +289,7 @@ pub(super) async fn range(
             }
             Ok(reader) => reader.meta.size,
             Err(failure) if failure.kind == FailureKind::Range => {
-                head(bucket, key, &mut bucket.budget())
-                    .await
-                    .map_err(failed)?
-                    .size
+                head(bucket, key, &mut budget).await.map_err(failed)?.size
             }
             Err(failure) => return Err(failed(failure)),
         }
@@ -336,7 +339,7 @@ async fn last_bytes(
     if wanted.is_empty() {
         return Ok((meta, Bytes::new()));
     }
-    let reader = open(bucket, key, Part::Range(wanted.clone()), budget).await?;
+    let reader = open(bucket, key, Part::Range(wanted.clone()), &mut budget).await?;
     if reader.meta != meta || reader.rest != wanted {
         return Err(changed());
     }
@@ -365,8 +368,8 @@ pub(super) async fn head(
         })
     });
     match asked.await {
-        // The answer has no body that would say whether it is the object or the bucket that is absent; a get's has.
-        Err(failure) if absent(failure.kind) => {
+        // The answer has no body that would say whether it is the object or the bucket that is absent, or what is wrong; a get's has.
+        Err(failure) if says_nothing(failure.kind) => {
             let answer = budget
                 .persist(0, || ask(bucket, key, &Part::Whole, None))
                 .await?;
@@ -376,6 +379,9 @@ pub(super) async fn head(
     }
 }
 
-fn absent(kind: FailureKind) -> bool {
-    matches!(kind, FailureKind::NotFound | FailureKind::NoSuchKey)
+fn says_nothing(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::NotFound | FailureKind::NoSuchKey | FailureKind::Refused
+    )
 }

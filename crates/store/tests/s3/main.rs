@@ -9,6 +9,7 @@
 
 mod faults;
 mod promises;
+mod requests;
 mod secrets;
 mod settings;
 mod ways;
