@@ -134,7 +134,7 @@ const SCENARIOS: &[(&str, Verdict, &str)] = &[
     ),
     (
         "SET UNLOGGED",
-        Nothing, "ALTER TABLE P_plain SET UNLOGGED",
+        Nothing, "ALTER TABLE P_rows SET UNLOGGED",
     ),
     (
         "ALTER SEQUENCE",
@@ -346,7 +346,7 @@ const SCENARIOS: &[(&str, Verdict, &str)] = &[
              BEGIN DROP TABLE P_plain; EXCEPTION WHEN OTHERS THEN NULL; END;
          END $$",
     ),
-    ("DROP TABLE", Loss, "DROP TABLE P_plain"),
+    ("DROP TABLE", Loss, "DROP TABLE P_tail"),
     ("DROP of a partitioned table", Something, "DROP TABLE P_parts"),
 ];
 
@@ -398,11 +398,13 @@ fn harmless(install: &PgInstall, dir: &TestDir, wal_level: &str) -> Result<()> {
             let label = format!("{label} ({age})");
             let from = site.production.insert_lsn()?;
             run(&site.production, &prefix(age, at), sql).with_context(|| label.clone())?;
-            // Of what no backup has the name, less can be told.
-            let verdict = match (*verdict, age) {
-                (Nothing, "new") => NothingCertain,
-                (Loss, "new") => Something,
-                (verdict, _) => verdict,
+            // Of what no backup has the name, less can be told; and in 14 nothing tells the rewrite of a table without indexes from its DROP
+            // and a CREATE.
+            let vague = age == "new" || (install.major() == 14 && sql.contains("P_plain"));
+            let verdict = match *verdict {
+                Nothing if vague => NothingCertain,
+                Loss if vague => Something,
+                verdict => verdict,
             };
             ran.push(Ran {
                 label,
