@@ -93,7 +93,7 @@ pub async fn list_in(repository: &Repository, cluster: &ClusterName) -> Result<L
     })
 }
 
-async fn listing(
+pub(crate) async fn listing(
     repository: &Repository,
     system: SystemCatalog,
 ) -> Result<SystemListing, RepositoryError> {

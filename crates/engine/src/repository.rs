@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use walden_model::document::{self, MAX_DOCUMENT};
 use walden_model::keys::{self, ROOT_KEY};
@@ -193,6 +193,16 @@ impl Repository {
         })
     }
 
+    /// A repository over a test's own store.
+    #[cfg(test)]
+    pub(crate) fn over(store: Arc<dyn ObjectStore>) -> Self {
+        Repository {
+            name: "test".to_owned(),
+            id: None,
+            store,
+        }
+    }
+
     /// The repository's name in the configuration.
     pub fn name(&self) -> &str {
         &self.name
@@ -284,10 +294,18 @@ impl Repository {
         &self,
         prefix: &str,
     ) -> Result<Vec<walden_store::ObjectMeta>, RepositoryError> {
-        walden_store::list_all(self.store.as_ref(), prefix)
-            .try_collect()
-            .await
-            .map_err(|e| self.failed(e))
+        let mut objects = self.list_pages(prefix).try_concat().await?;
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(objects)
+    }
+
+    /// The same page by page, the pages in any order: for what may be millions of objects.
+    pub fn list_pages<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> impl Stream<Item = Result<Vec<walden_store::ObjectMeta>, RepositoryError>> + Send + 'a
+    {
+        walden_store::list_in_lanes(self.store.as_ref(), prefix).map_err(|e| self.failed(e))
     }
 
     /// Reads a document; `None` where there is none.
@@ -460,7 +478,11 @@ impl Repository {
     }
 }
 
-fn encode_small(place: Expected, content: &[u8], level: i32) -> Result<Vec<u8>, CodecError> {
+pub(crate) fn encode_small(
+    place: Expected,
+    content: &[u8],
+    level: i32,
+) -> Result<Vec<u8>, CodecError> {
     let size = content.len() as u64;
     let Expected {
         kind,

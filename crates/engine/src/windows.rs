@@ -114,7 +114,7 @@ pub async fn windows_in(
     })
 }
 
-async fn of_system(
+pub(crate) async fn of_system(
     repository: &Repository,
     system: SystemCatalog,
 ) -> Result<SystemWindows, RepositoryError> {

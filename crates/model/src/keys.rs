@@ -506,14 +506,6 @@ mod tests {
             Some(block)
         );
         assert_eq!(
-            keys().parse_rollup(
-                "main/7302911/rollup/1/0000000A/2/0000000A0000000200000000.zst",
-                WalSegmentSize::DEFAULT
-            ),
-            None,
-            "no block of level 2 begins with that segment"
-        );
-        assert_eq!(
             parse_identity(&keys().cluster, "main/identity/7302911.json"),
             Some(keys().system)
         );

@@ -13,7 +13,7 @@ mod s3;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use key::{BadKey, Key};
-pub use listing::{list_all, list_folders};
+pub use listing::{list_all, list_folders, list_in_lanes};
 pub use local::LocalStore;
 pub use port::{ByteStream, ListOptions, ListPage, ObjectMeta, ObjectStore, PutMode, Upload};
 #[cfg(feature = "s3")]

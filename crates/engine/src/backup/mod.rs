@@ -38,7 +38,7 @@ pub use stream::{Extra, StreamError};
 
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositorySettings};
-use crate::{host, pipeline};
+use crate::{catalog, host, index, pipeline};
 use child::BaseBackup;
 use content::{ObjectWriter, Packs};
 use input::Input;
@@ -184,6 +184,13 @@ pub async fn backup(
     repository
         .put_document(&keys.commit(&record.backup_id), &record)
         .await?;
+    // Nobody else comes by as regularly. Without roll-ups everything works, only slower.
+    if let Err(e) = index::roll_up(&repository, &request.cluster, &identity).await {
+        warnings.push(format!(
+            "the commit index could not be rolled up, which the next backup tries again: {}",
+            catalog::whole_text(&e)
+        ));
+    }
     Ok(BackupReport { record, warnings })
 }
 

@@ -9,11 +9,14 @@ use walden_model::{Level, SegmentRange};
 use walden_pg::Lsn;
 
 use super::walk::{Direction, Route};
-use super::{Indexes, LANES, unless_unusable};
+use super::{Indexes, unless_unusable};
 use crate::repository::RepositoryError;
 
 /// Segments without an index that are read in full, at most, to find one commit.
 const MOST_READ: usize = 8;
+
+/// Segments at the end of a run that are looked into before roll-ups are asked for.
+const LATE: u64 = 16;
 
 /// The last commit of a run of segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +63,7 @@ impl Indexes<'_> {
             wal_end: None,
         };
         // Mostly the last segments tell, and roll-ups need not even be listed.
-        let (early, late) = route.split(LANES as u64);
+        let (early, late) = route.split(LATE);
         let mut commit = search.look(late, None).await?;
         if commit == LastCommit::None {
             commit = search.look(early, Some(Level::Two)).await?;

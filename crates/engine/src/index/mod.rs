@@ -3,10 +3,12 @@
 
 mod last;
 mod rollup;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub use last::{LastCommit, RunEnd};
-pub use rollup::{RollUpReport, write_roll_ups};
+pub use rollup::{RollUpReport, roll_up, write_roll_ups};
 pub use walk::Summaries;
 
 use std::io;
@@ -21,8 +23,8 @@ use walden_pg::wal_record::RelFileLocator;
 use crate::codec::Expected;
 use crate::repository::{Repository, RepositoryError, Trouble};
 
-/// Requests under way at the same time.
-const LANES: usize = 16;
+/// Tails and roll-ups that are read at the same time. They are small, so what counts is how long an answer takes.
+const LANES: usize = 32;
 
 /// The indexes of one system identifier's archived segments.
 #[derive(Debug)]

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use walden_model::index::Summary;
-use walden_model::{Block, Catalog, HeadKind, Level, MAX_ROLLUP, RollUp, RollUps, SegmentRange};
+use walden_model::{
+    Block, Catalog, ClusterName, HeadKind, IdentityDocument, Level, MAX_ROLLUP, RollUp, RollUps,
+    SegmentRange,
+};
 
 use super::walk::Direction;
 use super::{Indexes, LANES, unless_unusable};
+use crate::catalog;
 use crate::repository::{Repository, RepositoryError};
 
 /// Objects that are read at most to write roll-ups once; what is left, the next backup takes up.
@@ -101,6 +105,19 @@ impl Indexes<'_> {
             put => put.map(|()| true),
         }
     }
+}
+
+/// Writes the roll-ups that a system identifier's archive lacks, as [`write_roll_ups`].
+///
+/// # Errors
+/// As [`write_roll_ups`].
+pub async fn roll_up(
+    repository: &Repository,
+    cluster: &ClusterName,
+    identity: &IdentityDocument,
+) -> Result<RollUpReport, RepositoryError> {
+    let catalog = catalog::load_wal(repository, cluster, identity).await?;
+    write_roll_ups(repository, &catalog).await
 }
 
 /// Writes the roll-ups that the catalog's whole runs of segments lack, the newest first.

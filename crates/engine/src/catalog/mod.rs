@@ -1,24 +1,24 @@
 //! What a repository holds of a cluster, found by listing it. Nothing of it is kept: every call looks anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod wal;
+
+pub use wal::quarantined;
+pub(crate) use wal::{archived_at, load_wal};
+
+use std::collections::{BTreeSet, HashMap};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use jiff::Timestamp;
 use walden_model::catalog::{Catalog, DamagedDocument, UnfinishedBackup};
 use walden_model::{
-    AbandonedDocument, BackupId, BackupRecord, ClusterName, Document, DocumentError, HeadKind,
-    IdentityDocument, RandomId, StartedDocument, SystemKeys, WalName, keys,
+    AbandonedDocument, BackupId, BackupRecord, ClusterName, Document, DocumentError,
+    IdentityDocument, StartedDocument, SystemKeys, keys,
 };
-use walden_pg::history::TimelineHistory;
-use walden_pg::{SegmentName, SystemIdentifier, TimelineId};
+use walden_pg::SystemIdentifier;
 
-use crate::codec::{CodecError, Expected, ObjectDecoder};
 use crate::repository::{Repository, RepositoryError, Trouble};
 
 /// Documents that are read at the same time.
 const LANES: usize = 8;
-/// A head is some hundred bytes long.
-const HEAD_GUESS: u64 = 4096;
 /// A history file has a line for each promotion.
 pub(crate) const MAX_HISTORY: usize = 1 << 20;
 
@@ -207,130 +207,17 @@ async fn load_each(
     Ok(systems)
 }
 
-/// The segments that are in conflict: another server's file of the same name was refused and set aside by a person
-/// (`walden-wal-push --quarantine`), so nobody can tell whether what is archived under the name is this cluster's. A file that was set
-/// aside and has the archived bytes after all is none.
-///
-/// # Errors
-/// The repository cannot be asked.
-pub async fn quarantined(
-    repository: &Repository,
-    keys: &SystemKeys,
-) -> Result<BTreeSet<SegmentName>, RepositoryError> {
-    let conflicts = conflicts(repository, keys).await?.into_iter();
-    Ok(conflicts
-        .filter_map(|name| match name {
-            WalName::Segment(segment) => Some(segment),
-            _ => None,
-        })
-        .collect())
-}
-
-/// The archived files of which another was set aside.
-async fn conflicts(
-    repository: &Repository,
-    keys: &SystemKeys,
-) -> Result<Vec<WalName>, RepositoryError> {
-    let mut conflicts = Vec::new();
-    for object in repository.list(&keys.quarantine_prefix()).await? {
-        let aside = keys.parse_quarantine(object.key.as_str());
-        let Some((name, aside)) =
-            aside.and_then(|(file, digest)| Some((WalName::of_file(file)?, digest)))
-        else {
-            continue;
-        };
-        let key = keys.wal(&name);
-        let archived = match repository.read_tail(&key).await {
-            Ok((_, read)) => read.tail.sha256.map(|digest| digest.short()),
-            Err(e) => match e.trouble() {
-                // Not archived at all: missing, like any other.
-                Trouble::Absent => continue,
-                Trouble::Damage | Trouble::Configuration => None,
-                Trouble::Outage | Trouble::Local => return Err(e),
-            },
-        };
-        if archived != Some(aside) {
-            conflicts.push(name);
-        }
-    }
-    Ok(conflicts)
-}
-
 async fn load_one(
     repository: &Repository,
     cluster: &ClusterName,
     identity: &IdentityDocument,
 ) -> Result<Catalog, RepositoryError> {
-    let loader = Loader {
-        repository,
-        identity,
-        keys: SystemKeys {
-            cluster: cluster.clone(),
-            system: identity.system_identifier,
-        },
-    };
-    let mut catalog = Catalog::empty(
-        cluster.clone(),
-        identity.system_identifier,
-        identity.archive_id,
-        identity.wal_segment_size,
-    );
+    let (loader, mut catalog) = Loader::new(repository, cluster, identity);
     // Commit documents first, then what they name: a backup that is committed meanwhile shows as running, never as incomplete.
     let closed = loader.commits(&mut catalog).await?;
     loader.backups(&mut catalog, &closed).await?;
     loader.wal(&mut catalog).await?;
     Ok(catalog)
-}
-
-/// When a segment was written, by its writer's clock; `None` where its head cannot be read.
-pub(crate) async fn archived_at(
-    repository: &Repository,
-    catalog: &Catalog,
-    segment: SegmentName,
-) -> Result<Option<Timestamp>, RepositoryError> {
-    let keys = SystemKeys {
-        cluster: catalog.cluster.clone(),
-        system: catalog.system_identifier,
-    };
-    let read = head_time(repository, &keys, catalog.archive_id, segment).await?;
-    Ok(match read {
-        Read::Whole(at) => Some(at),
-        Read::Damaged(_) | Read::Nothing => None,
-    })
-}
-
-async fn head_time(
-    repository: &Repository,
-    keys: &SystemKeys,
-    archive_id: RandomId,
-    segment: SegmentName,
-) -> Result<Read<Timestamp>, RepositoryError> {
-    let key = keys.wal(&WalName::Segment(segment));
-    let store = repository.store();
-    let stored = repository.key(&key)?;
-    let first = async {
-        let size = store.head(&stored).await?.size;
-        store.get_range(&stored, 0..size.min(HEAD_GUESS)).await
-    };
-    let first = match first.await.map_err(|e| repository.failed(e)) {
-        Ok(first) => first,
-        Err(e) => return sort(&key, Err(e)),
-    };
-    let mut decoder = ObjectDecoder::new(expected(archive_id, &key));
-    let fed = decoder.feed(&first, |_| Ok::<_, CodecError>(()));
-    Ok(match (decoder.head(), fed) {
-        (Some(head), _) => Read::Whole(head.writer.started_at),
-        (None, Ok(())) => damaged(&key, &CodecError::Truncated { what: "the head" }),
-        (None, Err(e)) => damaged(&key, &e),
-    })
-}
-
-fn expected(archive_id: RandomId, key: &str) -> Expected {
-    Expected {
-        kind: HeadKind::Wal,
-        archive_id,
-        key: keys::below_cluster(key).to_owned(),
-    }
 }
 
 /// What a document's key gave.
@@ -347,7 +234,30 @@ struct Loader<'a> {
     keys: SystemKeys,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    /// With a catalog that holds nothing yet.
+    fn new(
+        repository: &'a Repository,
+        cluster: &ClusterName,
+        identity: &'a IdentityDocument,
+    ) -> (Self, Catalog) {
+        let loader = Self {
+            repository,
+            identity,
+            keys: SystemKeys {
+                cluster: cluster.clone(),
+                system: identity.system_identifier,
+            },
+        };
+        let catalog = Catalog::empty(
+            cluster.clone(),
+            identity.system_identifier,
+            identity.archive_id,
+            identity.wal_segment_size,
+        );
+        (loader, catalog)
+    }
+
     /// Reads the commit documents. Returns the ids whose commit key is taken by anything, be it readable or not.
     async fn commits(&self, catalog: &mut Catalog) -> Result<BTreeSet<BackupId>, RepositoryError> {
         let objects = self.repository.list(&self.keys.commits_prefix()).await?;
@@ -477,99 +387,6 @@ impl Loader<'_> {
         }
         Ok(())
     }
-
-    async fn wal(&self, catalog: &mut Catalog) -> Result<(), RepositoryError> {
-        let prefix = self.keys.wal_prefix();
-        let objects = self.repository.list(&prefix).await?;
-        let size = self.identity.wal_segment_size;
-        let mut histories = Vec::new();
-        let mut newest: BTreeMap<TimelineId, (u64, SegmentName)> = BTreeMap::new();
-        for object in &objects {
-            let name = object
-                .key
-                .as_str()
-                .strip_prefix(&prefix)
-                .and_then(keys::parse_wal_key);
-            match name {
-                Some(WalName::Segment(segment)) => {
-                    let Some(number) = segment.number(size) else {
-                        continue;
-                    };
-                    let wal = catalog.wal.entry(segment.timeline).or_default();
-                    wal.segments.insert(number, object.size);
-                    let last = newest.entry(segment.timeline).or_insert((number, segment));
-                    *last = (*last).max((number, segment));
-                }
-                Some(WalName::Partial { segment, .. }) => catalog.partials.push(segment),
-                Some(WalName::History(timeline)) => histories.push(timeline),
-                Some(WalName::Backup { .. }) | None => {}
-            }
-        }
-        for name in conflicts(self.repository, &self.keys).await? {
-            match name {
-                WalName::Segment(segment) => {
-                    let wal = catalog.wal.get_mut(&segment.timeline);
-                    if let (Some(wal), Some(number)) = (wal, segment.number(size))
-                        && wal.contains(number)
-                    {
-                        wal.conflicts.insert(number);
-                    }
-                }
-                WalName::History(timeline) => {
-                    catalog.disputed_histories.insert(timeline);
-                    catalog.damaged_documents.push(DamagedDocument {
-                        key: self.keys.wal(&name),
-                        why: "in conflict: another file of that name was set aside in quarantine"
-                            .to_owned(),
-                    });
-                }
-                WalName::Partial { .. } | WalName::Backup { .. } => {}
-            }
-        }
-        let histories = stream::iter(histories)
-            .map(|timeline| self.history(timeline))
-            .buffered(LANES);
-        for history in histories.try_collect::<Vec<_>>().await? {
-            match history {
-                Read::Whole(history) => {
-                    catalog.histories.insert(history.timeline, history);
-                }
-                Read::Damaged(damaged) => catalog.damaged_documents.push(damaged),
-                Read::Nothing => {}
-            }
-        }
-        for (timeline, (_, segment)) in newest {
-            let archive_id = self.identity.archive_id;
-            match head_time(self.repository, &self.keys, archive_id, segment).await? {
-                Read::Whole(at) => {
-                    catalog.newest_archived_at.insert(timeline, at);
-                }
-                Read::Damaged(damaged) => catalog.damaged_documents.push(damaged),
-                Read::Nothing => {}
-            }
-        }
-        Ok(())
-    }
-
-    async fn history(
-        &self,
-        timeline: TimelineId,
-    ) -> Result<Read<TimelineHistory>, RepositoryError> {
-        let key = self.keys.wal(&WalName::History(timeline));
-        let read = self
-            .repository
-            .read_small(&key, expected(self.identity.archive_id, &key), MAX_HISTORY)
-            .await;
-        let read = match read {
-            Ok(read) => read,
-            Err(e @ RepositoryError::Sink { .. }) => return Ok(damaged(&key, &e)),
-            Err(e) => return sort(&key, Err(e)),
-        };
-        Ok(match TimelineHistory::parse(timeline, &read) {
-            Ok(history) => Read::Whole(history),
-            Err(e) => damaged(&key, &e),
-        })
-    }
 }
 
 /// Tells what is wrong with one object, which must not hide the others, from what is wrong with the repository.
@@ -590,10 +407,15 @@ fn sort<T>(
 
 /// The catalog keeps text: the whole chain of the error.
 fn damaged<T>(key: &str, error: &dyn std::error::Error) -> Read<T> {
-    let chain = std::iter::successors(Some(error), |e| e.source());
-    let why: Vec<_> = chain.map(ToString::to_string).collect();
     Read::Damaged(DamagedDocument {
         key: key.to_owned(),
-        why: why.join(": "),
+        why: whole_text(error),
     })
+}
+
+/// An error with its causes, for where there is room for text alone.
+pub(crate) fn whole_text(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |e| e.source());
+    let texts: Vec<_> = chain.map(ToString::to_string).collect();
+    texts.join(": ")
 }

@@ -1,0 +1,135 @@
+//! What asking a large archive costs, in requests and in rounds of them.
+
+mod million;
+
+use futures::TryStreamExt;
+use million::{LATENCY, Million, QUIET};
+use tokio::time::Instant;
+use walden_model::index::Summary;
+use walden_model::{ClusterName, SegmentRange};
+
+use super::{Indexes, LastCommit};
+use crate::catalog;
+use crate::list::listing;
+use crate::repository::Repository;
+use crate::windows::{of_system, windows_in};
+
+const SEGMENTS: u64 = 1_000_000;
+
+/// What fits into two seconds at 20 ms a request.
+const MOST_ROUNDS: u128 = 100;
+
+fn cluster() -> ClusterName {
+    "main".parse().unwrap()
+}
+
+/// How many requests one after the other the time since `begin` was enough for; prints it.
+fn rounds(store: &Million, what: &str, begin: Instant) -> u128 {
+    let rounds = begin.elapsed().as_millis() / LATENCY.as_millis();
+    println!("{what}: {} requests in {rounds} rounds", store.requests());
+    rounds
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_million_segments_cost_at_most_a_hundred_rounds_of_requests() {
+    let store = Million::new(SEGMENTS, true);
+    let repository = Repository::over(store.clone());
+    let last = store.commit(SEGMENTS - QUIET).unwrap();
+
+    let begin = Instant::now();
+    let mut loaded = catalog::load(&repository, &cluster(), None).await.unwrap();
+    let load = rounds(&store, "the catalog, which each begins with", begin);
+    let system = loaded.pop().unwrap();
+
+    let begin = Instant::now();
+    let listing = listing(&repository, system.clone()).await.unwrap();
+    let listed = rounds(&store, "list-backups", begin);
+    assert_eq!(listing.backups[0].until, Some(last));
+    assert_eq!(listing.backups[0].window.as_ref().unwrap().first_gap, None);
+
+    let begin = Instant::now();
+    let told = of_system(&repository, system.clone()).await.unwrap();
+    let told_in = rounds(&store, "windows", begin);
+    let newest = told.newest().unwrap();
+    assert_eq!(newest.end.commit, LastCommit::Known(last));
+    assert_eq!(newest.window.segments, SEGMENTS - 1);
+
+    let indexes = Indexes::new(&repository, &system.catalog);
+    let all = newest.window.ranges.clone();
+    let from = |first| vec![SegmentRange { first, ..all[0] }];
+    let mut planned = 0;
+    for (what, first) in [
+        (
+            "a plan from a backup a hundred thousand segments ago",
+            SEGMENTS - 100_000,
+        ),
+        ("a search through everything", 2),
+    ] {
+        let begin = Instant::now();
+        let summaries = indexes.summaries(from(first));
+        let summaries: Vec<Summary> = summaries.try_collect().await.unwrap();
+        let taken = rounds(&store, what, begin);
+        if planned == 0 {
+            planned = taken;
+        }
+        let ends = summaries.iter().filter_map(|summary| summary.ends.as_ref());
+        let commits: u64 = ends.map(|ends| ends.commits).sum();
+        assert_eq!(commits, SEGMENTS - QUIET - first + 1);
+    }
+    for (what, rounds) in [
+        ("list-backups", listed),
+        ("windows", told_in),
+        ("a plan", planned),
+    ] {
+        let rounds = load + rounds;
+        assert!(
+            rounds <= MOST_ROUNDS,
+            "{what} took {rounds} rounds, expected at most {MOST_ROUNDS}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_archive_costs_no_more_listing_than_a_plain_one() {
+    let store = Million::new(900, false);
+    let repository = Repository::over(store.clone());
+    store.requests();
+    let listed = repository.list("").await.unwrap();
+    assert_eq!(listed.len(), 900 + 3);
+    assert_eq!(store.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn listing_in_lanes_gives_every_object_once_and_in_order() {
+    for segments in [1001, 5_000, 70_000] {
+        let store = Million::new(segments, true);
+        let repository = Repository::over(store.clone());
+        let plain: Vec<_> = walden_store::list_all(store.as_ref(), "")
+            .map_ok(|object| object.key)
+            .try_collect()
+            .await
+            .unwrap();
+        let lanes = repository.list("").await.unwrap();
+        let lanes: Vec<_> = lanes.into_iter().map(|object| object.key).collect();
+        assert!(
+            plain == lanes,
+            "{segments} segments: {} objects one by one, {} in lanes",
+            plain.len(),
+            lanes.len()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_roll_ups_the_last_commit_is_found_all_the_same() {
+    let store = Million::new(3_000, false);
+    let repository = Repository::over(store.clone());
+    let told = windows_in(&repository, &cluster()).await.unwrap();
+    let newest = told.systems[0].newest().unwrap();
+    let last = store.commit(3_000 - QUIET).unwrap();
+    assert_eq!(newest.end.commit, LastCommit::Known(last));
+    assert_eq!(
+        newest.would_be_lost(last.time + jiff::SignedDuration::from_secs(12)),
+        Some(jiff::SignedDuration::from_secs(12))
+    );
+}
