@@ -29,6 +29,8 @@ pub struct Hunt<'a, 't> {
     /// The start of the walk that is under way.
     current: Option<Start<'a>>,
     found: Option<Found>,
+    /// Of a walk that found nothing, where it began and the last commit that it passed.
+    first_failure: Option<(Start<'a>, Option<End>)>,
     points: Vec<RestorePoint>,
     known: VecDeque<RestorePoint>,
 }
@@ -76,14 +78,12 @@ impl<'a, 't> Hunt<'a, 't> {
                 .filter(|backup| backup.stopped_at < *time)
                 .filter_map(|backup| Start::of(&search.path, backup))
                 .collect(),
-            // The newest that ended before the transaction did. Nobody knows that of a subtransaction, so that an older one is taken.
+            // From the newest that ended before the transaction did. Nobody knows that of a subtransaction: there an older one is taken.
             TargetKind::Xid(xid) => {
-                let before = |backup: &&&BackupRecord| had_ended(backup, *xid) == Some(false);
-                let backup = sound.iter().find(before).or(sound.last());
-                backup
-                    .and_then(|backup| Start::of(&search.path, backup))
-                    .into_iter()
-                    .collect()
+                let before = |backup: &&BackupRecord| had_ended(backup, *xid) == Some(false);
+                let newest = sound.iter().position(before);
+                let considered = newest.map_or(sound.len(), |newest| newest + 1);
+                runs(&search.path, sound.get(..considered).unwrap_or(&sound))
             }
             _ => runs(&search.path, &sound),
         };
@@ -96,6 +96,7 @@ impl<'a, 't> Hunt<'a, 't> {
             starts,
             current: None,
             found: None,
+            first_failure: None,
             points: Vec::new(),
             known: VecDeque::new(),
         }))
@@ -167,7 +168,15 @@ impl<'a, 't> Hunt<'a, 't> {
                 }
                 Ok(())
             }
-            (kind, None) => Err(self.not_found(kind, start, walk.last_commit)),
+            // A transaction may have ended behind a gap, shortly after a backup did.
+            (TargetKind::Xid(_), None) if !self.starts.is_empty() => {
+                self.first_failure.get_or_insert((start, walk.last_commit));
+                Ok(())
+            }
+            (kind, None) => {
+                let (start, last) = self.first_failure.unwrap_or((start, walk.last_commit));
+                Err(self.not_found(kind, start, last))
+            }
         }
     }
 
@@ -220,8 +229,7 @@ impl<'a, 't> Hunt<'a, 't> {
     }
 
     fn point(&self, name: &str) -> Result<Stop, Unreachable> {
-        let oldest = self.search.sound()?.last().map(|backup| backup.stop_lsn);
-        let reachable = |point: &&RestorePoint| oldest.is_some_and(|stop| stop <= point.lsn);
+        let reachable = |point: &&RestorePoint| self.reach(RecordSpan::from(*point)).is_ok();
         let reachable: Vec<&RestorePoint> = self.points.iter().filter(reachable).collect();
         let point = match (reachable.as_slice(), self.points.first()) {
             ([point], _) => *point,
@@ -236,10 +244,7 @@ impl<'a, 't> Hunt<'a, 't> {
             }
             _ => return Err(self.ambiguous(name, &reachable)),
         };
-        let record = RecordSpan {
-            lsn: point.lsn,
-            end_lsn: point.end_lsn,
-        };
+        let record = RecordSpan::from(point);
         let backup = self.reach(record)?;
         // PostgreSQL stops at the first that it meets, consistent or not.
         let meets = |other: &RestorePoint| (backup.start_lsn..point.lsn).contains(&other.lsn);
@@ -332,14 +337,17 @@ impl<'a> Start<'a> {
     }
 }
 
-/// Every unbroken run of WAL that a backup opens, oldest first.
-fn runs<'a>(path: &WalPath<'_>, newest_first: &[&'a BackupRecord]) -> VecDeque<Start<'a>> {
+/// Every unbroken run of WAL that these backups open, oldest first, from the first record on that recovery from one of them replays.
+fn runs<'a>(path: &WalPath<'_>, backups: &[&'a BackupRecord]) -> VecDeque<Start<'a>> {
+    let mut starts: Vec<Start<'a>> = backups
+        .iter()
+        .filter_map(|backup| Start::of(path, backup))
+        .collect();
+    starts.sort_by_key(|start| (start.first, start.backup.start_lsn));
     let mut runs: VecDeque<Start<'a>> = VecDeque::new();
-    for backup in newest_first.iter().rev() {
-        match (Start::of(path, backup), runs.back()) {
-            (Some(start), Some(run)) if run.last >= start.last => (),
-            (Some(start), _) => runs.push_back(start),
-            (None, _) => (),
+    for start in starts {
+        if runs.back().is_none_or(|run| run.last < start.last) {
+            runs.push_back(start);
         }
     }
     runs

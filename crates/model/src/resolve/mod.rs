@@ -2,6 +2,8 @@
 //! before a byte is restored. What segments say is fetched by the caller, who is told which ones matter ([`Walk::looks_into`]).
 
 mod hunt;
+#[cfg(test)]
+mod oracle;
 mod walk;
 
 pub use hunt::Hunt;
@@ -10,7 +12,7 @@ pub use walk::{Opaque, Walk};
 use walden_pg::Lsn;
 
 use crate::catalog::Catalog;
-use crate::index::{End, Moment};
+use crate::index::{End, Moment, RestorePoint};
 use crate::plan::RecoveryPlan;
 use crate::target::TargetKind;
 use crate::unreachable::Unreachable;
@@ -36,6 +38,15 @@ impl From<&Moment> for RecordSpan {
         Self {
             lsn: moment.lsn,
             end_lsn: moment.end_lsn,
+        }
+    }
+}
+
+impl From<&RestorePoint> for RecordSpan {
+    fn from(point: &RestorePoint) -> Self {
+        Self {
+            lsn: point.lsn,
+            end_lsn: point.end_lsn,
         }
     }
 }

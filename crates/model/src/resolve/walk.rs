@@ -107,7 +107,7 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Restore points that are remembered.
+    /// Restore points of one kind that are remembered.
     const MOST_POINTS: usize = 10;
 
     pub(super) fn new(
@@ -181,8 +181,12 @@ impl Walk {
             }
             if self.sought.as_ref().is_some_and(|s| s.is_at(moment)) {
                 self.found.push(moment.clone());
-                // Only a name is no target if it is there twice.
-                if !matches!(self.sought, Some(Sought::Name(_))) {
+                // A name is no target if it is there twice.
+                let enough = match self.sought {
+                    Some(Sought::Name(_)) => Self::MOST_POINTS,
+                    _ => 1,
+                };
+                if self.found.len() >= enough {
                     return ControlFlow::Break(());
                 }
             }

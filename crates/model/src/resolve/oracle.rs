@@ -1,0 +1,782 @@
+//! The search by the index against PostgreSQL's own way, played through record by record on small random histories.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use walden_pg::{Lsn, TimelineId};
+
+use super::{Ending, Hunt, RecordSpan, Stop, Walk};
+use crate::catalog::Catalog;
+use crate::index::{
+    End, Ends, Moment, MomentKind, Outcome, RestorePoint, SegmentDetail, SegmentIndex, Summary,
+    XidRange,
+};
+use crate::plan::{PlanOptions, RecoveryPlan};
+use crate::records::{BackupRecord, Snapshot, WalRange};
+use crate::sample::{self, SEGMENT, backup};
+use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
+use crate::unreachable::{Offer, Unreachable};
+
+const FIRST_XID: u32 = 700;
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    Other,
+    End {
+        outcome: Outcome,
+        xid: u32,
+        subxids: Vec<u32>,
+    },
+    Point(&'static str),
+}
+
+#[derive(Debug, Clone)]
+struct Record {
+    span: RecordSpan,
+    /// By a clock that jumps.
+    time: Timestamp,
+    kind: Kind,
+    /// Transactions as a snapshot behind this record shows them.
+    running: Vec<u32>,
+    next_xid: u32,
+}
+
+/// What a record is made from: length, skipped rest of the segment, kind, clock's error in seconds, choices.
+type Seed = (u64, bool, u8, i64, Index, u8);
+
+fn seeds(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Seed>> {
+    let seed = (
+        prop_oneof![6 => 100..SEGMENT / 6, 1 => SEGMENT / 2..SEGMENT * 2],
+        proptest::bool::weighted(0.05),
+        0..12_u8,
+        prop_oneof![3 => Just(0_i64), 1 => -40..40_i64],
+        any::<Index>(),
+        any::<u8>(),
+    );
+    proptest::collection::vec(seed, count)
+}
+
+/// Transactions that are under way: their ids, the first of them the top's.
+#[derive(Debug, Clone)]
+struct Clocks {
+    at: u64,
+    seconds: i64,
+    next_xid: u32,
+    running: Vec<Vec<u32>>,
+}
+
+impl Clocks {
+    fn record(&mut self, (length, skip, kind, error, which, more): Seed) -> Record {
+        if skip {
+            self.at = self.at.next_multiple_of(SEGMENT) + 40;
+        }
+        let span = RecordSpan {
+            lsn: Lsn(self.at),
+            end_lsn: Lsn(self.at + length),
+        };
+        self.at += length;
+        self.seconds += 10;
+        let subs = if more % 3 == 0 {
+            u32::from(more % 5)
+        } else {
+            0
+        };
+        self.running
+            .push((self.next_xid..=self.next_xid + subs).collect());
+        self.next_xid += 1 + subs;
+        let mut end = |outcome| {
+            let ids = self.running.remove(which.index(self.running.len()));
+            Kind::End {
+                outcome,
+                xid: ids[0],
+                subxids: ids[1..].to_vec(),
+            }
+        };
+        let kind = match kind {
+            0..=4 => end(Outcome::Commit),
+            5..=6 => end(Outcome::Abort),
+            7 => {
+                // A subtransaction alone, if one is under way.
+                let ids = which.index(self.running.len());
+                match self.running[ids].len() {
+                    0..=1 => Kind::Other,
+                    _ => Kind::End {
+                        outcome: Outcome::Abort,
+                        xid: self.running[ids].remove(1),
+                        subxids: vec![],
+                    },
+                }
+            }
+            8 => Kind::Point(NAMES[usize::from(more) % NAMES.len()]),
+            _ => Kind::Other,
+        };
+        Record {
+            span,
+            time: sample::time(self.seconds + error),
+            kind,
+            running: self.running.iter().map(|ids| ids[0]).collect(),
+            next_xid: self.next_xid,
+        }
+    }
+}
+
+/// One history, or two of which the second left the first.
+#[derive(Debug, Clone)]
+struct World {
+    catalog: Catalog,
+    lines: BTreeMap<TimelineId, Vec<Record>>,
+    fork: Option<Lsn>,
+    /// How summaries are merged, and which segments have no index.
+    blocks: Vec<u64>,
+    unread: Vec<u64>,
+}
+
+prop_compose! {
+    fn worlds()(
+        first in seeds(20..70),
+        second in proptest::option::of((any::<Index>(), seeds(3..30))),
+        backups in proptest::collection::vec((any::<Index>(), 1..6_usize, any::<bool>(), -15..15_i64, 0..3_usize), 1..5),
+        holes in proptest::collection::vec((any::<bool>(), 0..20_u64), 0..2),
+        cut in 0..2_u64,
+        blocks in proptest::collection::vec(1..6_u64, 40),
+        unread in proptest::collection::vec(0..20_u64, 0..4),
+    ) -> World {
+        let mut clocks = Clocks { at: 2 * SEGMENT + 40, seconds: 0, next_xid: FIRST_XID, running: vec![] };
+        let mut states = vec![];
+        let mut line: Vec<Record> = first.into_iter().map(|seed| {
+            let record = clocks.record(seed);
+            states.push(clocks.clone());
+            record
+        }).collect();
+        let mut lines = BTreeMap::new();
+        let mut fork = None;
+        let mut forks = vec![];
+        let mut newer = None;
+        if let Some((at, seeds)) = second {
+            let at = at.index(line.len());
+            let mut clocks = states[at].clone();
+            let lsn = line[at].span.end_lsn;
+            fork = Some(lsn);
+            // What ran is gone.
+            clocks.running.clear();
+            let own: Vec<Record> = seeds.into_iter().map(|seed| clocks.record(seed)).collect();
+            newer = Some((at, own));
+            forks.push(lsn);
+        }
+        // A backup ends with a record of its own.
+        let mut records = vec![];
+        for (number, (at, length, on_newer, error, late)) in (1_u32..).zip(backups) {
+            let (timeline, own): (u32, &mut [Record]) = match &mut newer {
+                Some((_, own)) if on_newer && own.len() > length => (2, own),
+                _ => (1, &mut line),
+            };
+            let start = at.index(own.len() - length);
+            let stop = start + length;
+            own[stop].kind = match &own[stop].kind {
+                // Its transaction then never ends, in this history.
+                Kind::End { .. } | Kind::Point(_) | Kind::Other => Kind::Other,
+            };
+            let snapshot = &own[(stop + late).min(own.len() - 1)];
+            let timeline = TimelineId(timeline);
+            let mut record = backup(number, timeline.0, 0, 0);
+            record.start_lsn = own[start].span.lsn;
+            record.stop_lsn = own[stop].span.end_lsn;
+            record.stopped_at = own[stop].time.checked_add(jiff::SignedDuration::from_secs(error.max(0))).unwrap();
+            record.started_at = own[start].time;
+            record.snapshot = Some(Snapshot {
+                xmin: snapshot.running.iter().min().copied().unwrap_or(snapshot.next_xid).into(),
+                xmax: snapshot.next_xid.into(),
+                in_progress: snapshot.running.iter().map(|xid| u64::from(*xid)).collect(),
+            });
+            record.wal_ranges = vec![WalRange { timeline, start: record.start_lsn, end: record.stop_lsn }];
+            records.push(record);
+        }
+        if let Some((at, own)) = newer {
+            let branch = line[..=at].iter().cloned().chain(own).collect();
+            lines.insert(TimelineId(2), branch);
+        }
+        lines.insert(TimelineId(1), line);
+        let segments = |timeline: u32, cut: u64| -> Vec<u64> {
+            let line = &lines[&TimelineId(timeline)];
+            let from = if timeline == 1 { 2 } else { fork.unwrap().0 / SEGMENT };
+            let last = (line.last().unwrap().span.end_lsn.0 - 1) / SEGMENT;
+            let hole = |number: &u64| holes.contains(&(timeline == 2, number - 2)) && *number != from && *number < last;
+            (from..=last.saturating_sub(cut).max(from)).filter(|number| !hole(number)).collect()
+        };
+        let mut wal = vec![(1, segments(1, cut))];
+        if fork.is_some() {
+            wal.push((2, segments(2, cut)));
+        }
+        let borrowed: Vec<(u32, &[u64])> = wal.iter().map(|(timeline, segments)| (*timeline, segments.as_slice())).collect();
+        let mut catalog = sample::catalog(&borrowed, &[]);
+        if let Some(fork) = fork {
+            let entry = walden_pg::history::HistoryEntry { timeline: TimelineId(1), switch: fork, reason: String::new() };
+            let history = walden_pg::history::TimelineHistory { timeline: TimelineId(2), entries: vec![entry] };
+            catalog.histories.insert(TimelineId(2), history);
+        }
+        catalog.backups = records;
+        World { catalog, lines, fork, blocks, unread }
+    }
+}
+
+/// How a recovery went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcomes {
+    /// It stopped before or after this record, consistent or not.
+    Stopped {
+        record: RecordSpan,
+        consistent: bool,
+    },
+    /// The WAL ended.
+    Ended,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Replay {
+    how: Outcomes,
+    commits: Vec<Lsn>,
+}
+
+impl World {
+    fn holder(&self, timeline: TimelineId, number: u64) -> TimelineId {
+        match self.fork {
+            Some(fork) if timeline == TimelineId(2) && number >= fork.0 / SEGMENT => TimelineId(2),
+            _ => TimelineId(1),
+        }
+    }
+
+    fn readable(&self, timeline: TimelineId, span: RecordSpan) -> bool {
+        (span.lsn.0 / SEGMENT..=(span.end_lsn.0 - 1) / SEGMENT)
+            .all(|number| self.catalog.wal[&self.holder(timeline, number)].contains(number))
+    }
+
+    /// Recovery as `PerformWalRecovery` does it.
+    fn replay(
+        &self,
+        timeline: TimelineId,
+        backup: &BackupRecord,
+        target: &RecoveryTarget,
+    ) -> Replay {
+        let mut commits = vec![];
+        let mut replayed_end = Lsn(0);
+        let line = self.lines[&timeline].iter();
+        for record in line.filter(|record| record.span.lsn >= backup.start_lsn) {
+            if !self.readable(timeline, record.span) {
+                break;
+            }
+            let stops = |after: bool| match (&target.kind, &record.kind) {
+                (TargetKind::Time(time), Kind::End { .. }) if !after => {
+                    record.time > *time || !target.inclusive && record.time == *time
+                }
+                (TargetKind::Xid(sought), Kind::End { xid, .. }) => {
+                    *sought as u32 == *xid && after == target.inclusive
+                }
+                (TargetKind::Name(sought), Kind::Point(name)) => after && sought == name,
+                (TargetKind::Lsn(lsn), _) => record.span.lsn >= *lsn && after == target.inclusive,
+                _ => false,
+            };
+            let stopped = |replayed_end: Lsn| Outcomes::Stopped {
+                record: record.span,
+                consistent: replayed_end >= backup.stop_lsn,
+            };
+            if stops(false) {
+                return Replay {
+                    how: stopped(replayed_end),
+                    commits,
+                };
+            }
+            replayed_end = record.span.end_lsn;
+            if let Kind::End {
+                outcome: Outcome::Commit,
+                ..
+            } = &record.kind
+            {
+                commits.push(record.span.lsn);
+            }
+            if stops(true)
+                || target.kind == TargetKind::Immediate && replayed_end >= backup.stop_lsn
+            {
+                return Replay {
+                    how: stopped(replayed_end),
+                    commits,
+                };
+            }
+        }
+        Replay {
+            how: Outcomes::Ended,
+            commits,
+        }
+    }
+
+    fn sound(&self, timeline: TimelineId) -> Vec<&BackupRecord> {
+        let on_the_way = |backup: &&BackupRecord| {
+            backup.timeline == timeline
+                || self
+                    .fork
+                    .is_some_and(|fork| timeline == TimelineId(2) && backup.stop_lsn <= fork)
+        };
+        let whole = |backup: &&BackupRecord| {
+            let span = RecordSpan {
+                lsn: backup.start_lsn,
+                end_lsn: backup.stop_lsn,
+            };
+            self.readable(timeline, span)
+        };
+        let mut sound: Vec<_> = self
+            .catalog
+            .backups
+            .iter()
+            .filter(on_the_way)
+            .filter(whole)
+            .collect();
+        sound.sort_by_key(|backup| (backup.timeline, backup.stop_lsn, &backup.backup_id));
+        sound.reverse();
+        sound
+    }
+
+    /// What reading a segment tells.
+    fn detail(&self, timeline: TimelineId, number: u64) -> SegmentDetail {
+        let mut index = SegmentIndex::empty();
+        let mut moments = vec![];
+        for record in &self.lines[&timeline] {
+            if record.span.lsn.0 / SEGMENT != number || !self.readable(timeline, record.span) {
+                continue;
+            }
+            let RecordSpan { lsn, end_lsn } = record.span;
+            let time = record.time;
+            index.records += 1;
+            index.first_lsn = index.first_lsn.or(Some(lsn));
+            index.end_lsn = Some(end_lsn);
+            match &record.kind {
+                Kind::Other => (),
+                Kind::Point(name) => {
+                    let name = (*name).to_owned();
+                    index.restore_points.push(RestorePoint {
+                        name: name.clone(),
+                        lsn,
+                        end_lsn,
+                        time,
+                    });
+                    moments.push(Moment {
+                        lsn,
+                        end_lsn,
+                        what: MomentKind::RestorePoint { name, time },
+                    });
+                }
+                Kind::End {
+                    outcome,
+                    xid,
+                    subxids,
+                } => {
+                    let end = End {
+                        kind: *outcome,
+                        xid: *xid,
+                        lsn,
+                        end_lsn,
+                        time,
+                    };
+                    count(&mut index.ends, end, subxids);
+                    let subxids = subxids.clone().into_boxed_slice();
+                    let what = MomentKind::End {
+                        kind: *outcome,
+                        xid: *xid,
+                        time,
+                        subxids,
+                        prepared: false,
+                    };
+                    moments.push(Moment { lsn, end_lsn, what });
+                }
+            }
+        }
+        SegmentDetail {
+            index,
+            moments,
+            filled: vec![],
+        }
+    }
+
+    fn summary(&self, timeline: TimelineId, number: u64) -> Summary {
+        if self.unread.contains(&(number - 2)) {
+            Summary::unread(number)
+        } else {
+            Summary::of(number, &self.detail(timeline, number).index)
+        }
+    }
+
+    fn drive(&self, timeline: TimelineId, walk: &mut Walk) {
+        let mut at = walk.first();
+        for block in self.blocks.iter().cycle() {
+            if at > walk.last() {
+                return;
+            }
+            let last = (at + block - 1).min(walk.last());
+            let merged = (at + 1..=last).fold(self.summary(timeline, at), |merged, number| {
+                merged.merge(&self.summary(timeline, number))
+            });
+            let singles = if walk.looks_into(&merged) {
+                at..=last
+            } else {
+                1..=0
+            };
+            if singles.is_empty() {
+                walk.pass(&merged);
+            }
+            for number in singles {
+                let summary = self.summary(timeline, number);
+                if !walk.looks_into(&summary) {
+                    walk.pass(&summary);
+                } else if walk.read(number, &self.detail(timeline, number)).is_break() {
+                    return;
+                }
+            }
+            at = last + 1;
+        }
+    }
+
+    /// The planner, as the engine drives it.
+    fn plan(
+        &self,
+        target: &RecoveryTarget,
+        options: &PlanOptions,
+    ) -> Result<(RecoveryPlan, Stop), Unreachable> {
+        let hunt = Hunt::new(&self.catalog, target, options)?;
+        let Some(mut hunt) = hunt else {
+            let plan = RecoveryPlan::build(&self.catalog, target, options)?;
+            let limit = match &target.kind {
+                TargetKind::Immediate => plan.backup.stop_lsn,
+                _ => Lsn(u64::MAX),
+            };
+            return Ok((plan, Stop::EndOfWal(limit)));
+        };
+        while let Some(mut walk) = hunt.next_walk() {
+            let timeline = hunt.path().spans().last().unwrap().timeline;
+            self.drive(timeline, &mut walk);
+            assert_eq!(walk.opaque(), None, "nothing here is unreadable");
+            hunt.take(walk)?;
+        }
+        let stop = hunt.stop()?;
+        let (Stop::Before(record) | Stop::After(record)) = stop else {
+            unreachable!("a hunt ends at a record");
+        };
+        let plan = RecoveryPlan::build_to(&self.catalog, target, options, Some(record))?;
+        Ok((plan, stop))
+    }
+
+    /// What the plan says of the way must be what a recovery does.
+    fn holds(&self, plan: &RecoveryPlan, stop: Stop, replay: &Replay) -> Result<(), TestCaseError> {
+        if let Stop::Before(record) | Stop::After(record) = stop {
+            let expected = Outcomes::Stopped {
+                record,
+                consistent: true,
+            };
+            prop_assert_eq!(
+                replay.how,
+                expected,
+                "recovery from {} does not stop there",
+                plan.backup.backup_id
+            );
+        }
+        let limit = stop.limit();
+        let mut walk = plan
+            .walk(&self.catalog, (limit.0 != u64::MAX).then_some(limit))
+            .unwrap();
+        self.drive(plan.timeline, &mut walk);
+        let ending = Ending::of(stop, &walk).unwrap();
+        prop_assert_eq!(ending.commits, replay.commits.len() as u64, "{:?}", stop);
+        prop_assert_eq!(
+            ending.last_commit.map(|end| end.lsn),
+            replay.commits.last().copied(),
+            "{:?}",
+            stop
+        );
+        Ok(())
+    }
+
+    /// What is offered must work.
+    fn offer_holds(&self, offer: &Offer, target: &RecoveryTarget) -> Result<(), TestCaseError> {
+        let offered = RecoveryTarget {
+            kind: offer.kind.clone(),
+            inclusive: true,
+            ..target.clone()
+        };
+        let options = PlanOptions {
+            backup: offer.backup.clone(),
+            ..PlanOptions::default()
+        };
+        let planned = match offer.kind {
+            TargetKind::Xid(_) => self.plan(&offered, &options).map(|(plan, _)| plan),
+            _ => RecoveryPlan::build(&self.catalog, &offered, &options),
+        };
+        prop_assert!(
+            planned.is_ok(),
+            "{offer} is refused, too: {}",
+            planned.unwrap_err()
+        );
+        Ok(())
+    }
+
+    fn offers_hold(
+        &self,
+        refusal: &Unreachable,
+        target: &RecoveryTarget,
+    ) -> Result<(), TestCaseError> {
+        match refusal {
+            Unreachable::TransactionAborted { nearest, .. } => self.offer_holds(nearest, target),
+            Unreachable::Subtransaction { top, .. } => self.offer_holds(top, target),
+            Unreachable::AmbiguousRestorePoint { points, .. } => {
+                prop_assert!(!points.is_empty(), "{refusal}");
+                points
+                    .iter()
+                    .try_for_each(|(_, offer)| self.offer_holds(offer, target))
+            }
+            Unreachable::Gap(gap) => self.offer_holds(&gap.before, target),
+            Unreachable::AfterLastCommit { .. } | Unreachable::NeverEnded { .. } => {
+                let latest = RecoveryTarget {
+                    kind: TargetKind::Latest,
+                    ..target.clone()
+                };
+                let planned = RecoveryPlan::build(&self.catalog, &latest, &PlanOptions::default());
+                prop_assert!(
+                    planned.is_ok(),
+                    "{refusal}: but that is refused, too: {}",
+                    planned.unwrap_err()
+                );
+                Ok(())
+            }
+            Unreachable::BeforeFirstBackup { earliest, .. } => self.offer_holds(
+                &Offer {
+                    kind: TargetKind::Immediate,
+                    backup: Some(earliest.id.clone()),
+                    timeline: None,
+                },
+                target,
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn count(ends: &mut Option<Ends>, end: End, subxids: &[u32]) {
+    let ends = ends.get_or_insert_with(|| Ends {
+        commits: 0,
+        aborts: 0,
+        first: end,
+        last: end,
+        last_commit: None,
+        min_time: end.time,
+        max_time: end.time,
+        xids: XidRange::of(end.xid),
+        subxids: None,
+    });
+    match end.kind {
+        Outcome::Commit => {
+            ends.commits += 1;
+            ends.last_commit = Some(end);
+        }
+        Outcome::Abort => ends.aborts += 1,
+    }
+    ends.last = end;
+    ends.min_time = ends.min_time.min(end.time);
+    ends.max_time = ends.max_time.max(end.time);
+    ends.xids.extend(end.xid);
+    for subxid in subxids {
+        ends.subxids
+            .get_or_insert(XidRange::of(*subxid))
+            .extend(*subxid);
+    }
+}
+
+fn target(kind: TargetKind, inclusive: bool, timeline: TimelineId) -> RecoveryTarget {
+    RecoveryTarget {
+        kind,
+        inclusive,
+        timeline: TargetTimeline::Number(timeline),
+        ..RecoveryTarget::default()
+    }
+}
+
+impl World {
+    fn timeline(&self, newer: bool) -> TimelineId {
+        TimelineId(if newer && self.fork.is_some() { 2 } else { 1 })
+    }
+
+    /// Which backup and which record an exhaustive search finds, newest backup first, among recoveries that stop where `wanted` says.
+    fn exhaustive(
+        &self,
+        target: &RecoveryTarget,
+        timeline: TimelineId,
+        wanted: impl Fn(RecordSpan) -> bool,
+    ) -> Option<(&BackupRecord, RecordSpan)> {
+        self.sound(timeline).into_iter().find_map(|backup| {
+            match self.replay(timeline, backup, target).how {
+                Outcomes::Stopped {
+                    record,
+                    consistent: true,
+                } if wanted(record) => Some((backup, record)),
+                _ => None,
+            }
+        })
+    }
+
+    fn judge(
+        &self,
+        target: &RecoveryTarget,
+        timeline: TimelineId,
+        expected: Option<(&BackupRecord, RecordSpan)>,
+    ) -> Result<(), TestCaseError> {
+        match self.plan(target, &PlanOptions::default()) {
+            Ok((plan, stop)) => {
+                let (backup, record) = expected.ok_or_else(|| {
+                    TestCaseError::fail(format!(
+                        "planned from {} to {stop:?}: PostgreSQL would not get there",
+                        plan.backup.backup_id
+                    ))
+                })?;
+                prop_assert_eq!(
+                    &plan.backup.backup_id,
+                    &backup.backup_id,
+                    "not the newest backup"
+                );
+                prop_assert_eq!(stop, Stop::at(record, &target.kind, target.inclusive));
+                self.holds(&plan, stop, &self.replay(timeline, backup, target))
+            }
+            Err(refusal) => {
+                prop_assert!(expected.is_none(), "{refusal}: but {expected:?} reaches it");
+                self.offers_hold(&refusal, target)
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_time_stops_where_postgresql_stops(world in worlds(), at: Index, off in -1..2_i64, inclusive: bool, newer: bool) {
+        let timeline = world.timeline(newer);
+        let line = &world.lines[&timeline];
+        let time = line[at.index(line.len())].time.checked_add(jiff::SignedDuration::from_secs(off * 10)).unwrap();
+        let target = target(TargetKind::Time(time), inclusive, timeline);
+        // The newest backup that ended before decides; an older one is asked only where PostgreSQL would stop before consistency.
+        let mut expected = None;
+        for backup in world.sound(timeline).into_iter().filter(|backup| backup.stopped_at < time) {
+            match world.replay(timeline, backup, &target).how {
+                Outcomes::Stopped { consistent: false, .. } => continue,
+                Outcomes::Stopped { record, consistent: true } => expected = Some((backup, record)),
+                Outcomes::Ended => (),
+            }
+            break;
+        }
+        world.judge(&target, timeline, expected)?;
+    }
+
+    #[test]
+    fn a_transaction_stops_where_postgresql_stops(world in worlds(), at in 0..150_u32, inclusive: bool, newer: bool) {
+        let timeline = world.timeline(newer);
+        let xid = FIRST_XID + at;
+        let target = target(TargetKind::Xid(xid.into()), inclusive, timeline);
+        let committed = |span: RecordSpan| {
+            let mut records = world.lines[&timeline].iter();
+            records.any(|record| record.span == span && matches!(record.kind, Kind::End { outcome: Outcome::Commit, .. }))
+        };
+        let expected = world.exhaustive(&target, timeline, committed);
+        world.judge(&target, timeline, expected)?;
+    }
+
+    #[test]
+    fn a_restore_point_stops_where_postgresql_stops_and_where_there_is_one_alone(world in worlds(), name in 0..NAMES.len(), newer: bool) {
+        let timeline = world.timeline(newer);
+        let target = target(TargetKind::Name(NAMES[name].to_owned()), true, timeline);
+        let sound = world.sound(timeline);
+        // The newest backup that leads there must not meet another one first.
+        let newest = |point: &Record| {
+            sound.iter().copied().find(|backup| {
+                let way = RecordSpan {
+                    lsn: backup.start_lsn,
+                    end_lsn: point.span.end_lsn,
+                };
+                backup.stop_lsn <= point.span.lsn && world.readable(timeline, way)
+            })
+        };
+        let kind = Kind::Point(NAMES[name]);
+        let points = world.lines[&timeline].iter().filter(|record| record.kind == kind);
+        let reachable: Vec<_> = points.filter_map(|point| Some((newest(point)?, point.span))).collect();
+        let expected = match reachable.as_slice() {
+            [(backup, span)] => {
+                let how = world.replay(timeline, backup, &target).how;
+                (how == Outcomes::Stopped { record: *span, consistent: true }).then_some((*backup, *span))
+            }
+            _ => None,
+        };
+        world.judge(&target, timeline, expected)?;
+    }
+
+    #[test]
+    fn what_is_replayed_is_told_of_targets_that_names_can_place(world in worlds(), at: Index, inclusive: bool, newer: bool) {
+        let timeline = world.timeline(newer);
+        for kind in [TargetKind::Latest, TargetKind::Immediate] {
+            let target = target(kind, true, timeline);
+            if let Ok((plan, stop)) = world.plan(&target, &PlanOptions::default()) {
+                world.holds(&plan, stop, &world.replay(timeline, &plan.backup, &target))?;
+            }
+        }
+        let line = &world.lines[&timeline];
+        let record = line[at.index(line.len())].span;
+        let target = target(TargetKind::Lsn(record.lsn), inclusive, timeline);
+        if let Ok(plan) = RecoveryPlan::build_to(&world.catalog, &target, &PlanOptions::default(), Some(record)) {
+            let stop = Stop::at(record, &target.kind, inclusive);
+            world.holds(&plan, stop, &world.replay(timeline, &plan.backup, &target))?;
+        }
+    }
+}
+
+/// Guards the guards: histories in which everything is reachable, or nothing, would prove nothing.
+#[test]
+fn the_random_histories_hold_every_kind_of_answer() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut answers = BTreeMap::<String, u32>::new();
+    for round in 0..1500_u32 {
+        let world = worlds().new_tree(&mut runner).unwrap().current();
+        let timeline = world.timeline(true);
+        let line = &world.lines[&timeline];
+        let any = &line[round as usize % line.len()];
+        let name = NAMES[round as usize % NAMES.len()].to_owned();
+        for kind in [
+            TargetKind::Time(any.time),
+            TargetKind::Xid((FIRST_XID + round % 120).into()),
+            TargetKind::Name(name),
+        ] {
+            let answer = match world.plan(&target(kind, true, timeline), &PlanOptions::default()) {
+                Ok((plan, _)) if plan.wal.len() > 1 => "planned across a fork".to_owned(),
+                Ok(_) => "planned".to_owned(),
+                Err(refusal) => format!("{refusal:?}")
+                    .split([' ', '(', '{'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            };
+            *answers.entry(answer).or_default() += 1;
+        }
+    }
+    for answer in [
+        "planned",
+        "planned across a fork",
+        "AfterLastCommit",
+        "TransactionAborted",
+        "Subtransaction",
+        "NeverEnded",
+        "AmbiguousRestorePoint",
+        "UnknownRestorePoint",
+        "BeforeFirstBackup",
+        "Gap",
+    ] {
+        assert!(
+            answers.get(answer).is_some_and(|count| *count >= 15),
+            "{answer} is too rare in {answers:?}"
+        );
+    }
+}
