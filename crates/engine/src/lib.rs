@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod progress;
 pub mod push;
 pub mod repository;
+pub mod resolve;
 pub mod restore;
 pub mod wal;
 pub mod windows;

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use crate::coverage::Gap;
+use crate::index::End;
 use crate::keys::BackupId;
 use crate::records::ControlSettings;
-use crate::target::{TargetAction, TargetKind};
+use crate::resolve::RecordSpan;
+use crate::target::{TargetAction, TargetKind, postgres_time};
 use crate::unreachable::CannotReach;
 
 use walden_pg::TimelineId;
@@ -65,6 +67,13 @@ pub enum Note {
     ParametersNeeded(ControlSettings),
     /// Names and LSNs alone cannot prove that the target is in the archived WAL.
     TargetNotProven(TargetKind),
+    /// An LSN that is reached with the first record that begins there or later: that one is replayed, too.
+    ReplaysRecord {
+        /// The record.
+        record: RecordSpan,
+        /// The commit that it is.
+        commit: Option<End>,
+    },
     /// The WAL breaks off; the target is reached only if it lies before.
     GapBehind(Gap),
     /// A newer backup was passed over.
@@ -182,6 +191,16 @@ impl fmt::Display for Note {
                 "Names alone cannot prove that {target} is in the archived WAL. If it is not, PostgreSQL replays everything and then stops with \
                  \"recovery ended before configured recovery target was reached\"."
             ),
+            Self::ReplaysRecord { record, commit } => {
+                write!(f, "The record that begins at {} is replayed, too", record.lsn)?;
+                if let Some(commit) = commit {
+                    write!(f, ": transaction {} commits with it, {}", commit.xid, postgres_time(commit.time))?;
+                }
+                f.write_str(
+                    ". If the target is what pg_current_wal_lsn() said, that is the first record behind what was there then: --target-exclusive \
+                     ends before it.",
+                )
+            }
             Self::GapBehind(gap) if gap.begins_in_conflict() => write!(
                 f,
                 "WAL is in conflict: {gap}. If the target does not lie before that, the copy may hold what another server wrote: look \

@@ -2,6 +2,7 @@
 //! What is to be looked into, and what follows from it, `walden_model` decides.
 
 mod last;
+mod record;
 mod rollup;
 #[cfg(test)]
 mod tests;
@@ -167,7 +168,9 @@ fn lock(reader: &Mutex<DetailReader>) -> MutexGuard<'_, DetailReader> {
 }
 
 /// `None` for an object that is missing or cannot be believed.
-fn unless_unusable<T>(read: Result<T, RepositoryError>) -> Result<Option<T>, RepositoryError> {
+pub(crate) fn unless_unusable<T>(
+    read: Result<T, RepositoryError>,
+) -> Result<Option<T>, RepositoryError> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(e) => match e.trouble() {

@@ -11,6 +11,7 @@ use super::index::FileMapError;
 use super::places::PlaceError;
 use crate::catalog::CatalogError;
 use crate::repository::RepositoryError;
+use crate::resolve::ResolveError;
 
 /// Why a restore is not planned, or not finished.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +98,11 @@ pub enum RestoreError {
     },
 }
 
-impl From<Unreachable> for RestoreError {
-    fn from(error: Unreachable) -> Self {
-        RestoreError::Unreachable(Box::new(error))
+impl From<ResolveError> for RestoreError {
+    fn from(error: ResolveError) -> Self {
+        match error {
+            ResolveError::Unreachable(unreachable) => Self::Unreachable(unreachable),
+            ResolveError::Repository(source) => Self::Repository(source),
+        }
     }
 }

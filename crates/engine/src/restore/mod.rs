@@ -32,8 +32,10 @@ use index::FileIndex;
 
 use crate::catalog::{self, SystemCatalog};
 use crate::host;
+use crate::index::Indexes;
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositorySettings};
+use crate::resolve;
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -137,7 +139,8 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         take_over: request.take_over,
         restore_command: request.restore_command.clone(),
     };
-    let plan = RecoveryPlan::build(&catalog, &request.target, &options)?;
+    let indexes = Indexes::new(&repository, &catalog);
+    let plan = resolve::plan(&indexes, &catalog, &request.target, &options).await?;
     let places = Places::new(
         &request.target_directory,
         request.waldir.as_deref(),

@@ -9,12 +9,15 @@ mod walk;
 pub use hunt::Hunt;
 pub use walk::{Opaque, Walk};
 
-use walden_pg::Lsn;
+use walden_pg::{Lsn, SegmentName};
 
 use crate::catalog::Catalog;
+use crate::choice::search;
 use crate::index::{End, Moment, RestorePoint};
-use crate::plan::RecoveryPlan;
-use crate::target::TargetKind;
+use crate::note::Note;
+use crate::plan::{PlanOptions, RecoveryPlan};
+use crate::records::SegmentRange;
+use crate::target::{RecoveryTarget, TargetKind};
 use crate::unreachable::Unreachable;
 
 /// Where a record begins and ends.
@@ -75,6 +78,15 @@ impl Stop {
         }
     }
 
+    /// The record at which it stops, where that decides.
+    #[must_use]
+    pub fn record(&self) -> Option<RecordSpan> {
+        match self {
+            Self::Before(record) | Self::After(record) => Some(*record),
+            Self::Consistent(_) | Self::EndOfWal(_) => None,
+        }
+    }
+
     /// Records that begin before this are replayed, and no others.
     #[must_use]
     pub fn limit(&self) -> Lsn {
@@ -83,6 +95,60 @@ impl Stop {
             Self::After(record) => record.end_lsn,
             Self::Consistent(lsn) | Self::EndOfWal(lsn) => *lsn,
         }
+    }
+}
+
+/// What a segment says of the first record at or behind an LSN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Around {
+    /// This is it. Where it goes on in the next segment, that need not be there.
+    Record(RecordSpan),
+    /// None begins there in this segment.
+    None {
+        /// Behind its last whole record.
+        end: Option<Lsn>,
+    },
+    /// None begins there, and here the WAL ends.
+    EndOfWal {
+        /// Behind its last whole record.
+        end: Option<Lsn>,
+    },
+    /// The segment was damaged before it was archived, or is of an unknown version.
+    Broken,
+}
+
+/// Why an LSN cannot be reached at or behind which no record begins, from the plan that names make.
+///
+/// `end`: behind the last record; `last`: the last commit.
+#[must_use]
+pub fn no_record(
+    catalog: &Catalog,
+    target: &RecoveryTarget,
+    options: &PlanOptions,
+    plan: &RecoveryPlan,
+    end: Lsn,
+    last: Option<End>,
+) -> Unreachable {
+    let search = match search(catalog, target, options.backup.as_ref(), None) {
+        Ok(search) => search,
+        Err(refused) => return refused,
+    };
+    let path = &search.path;
+    let first = path.first_segment(&plan.backup);
+    let backup = catalog.backup(&plan.backup.backup_id);
+    match (backup, path.unbroken_until(first)) {
+        (Some(backup), Some(last)) if path.gap_from(first).is_some() => {
+            search.missing(backup, path.missing(last.saturating_add(1)))
+        }
+        _ => Unreachable::AfterLastRecord {
+            lsn: match target.kind {
+                TargetKind::Lsn(lsn) => lsn,
+                _ => end,
+            },
+            timeline: plan.timeline,
+            end,
+            last,
+        },
     }
 }
 
@@ -110,6 +176,34 @@ impl Ending {
 }
 
 impl RecoveryPlan {
+    /// Says how recovery ends, and what of that the person may not expect.
+    pub fn end_with(&mut self, ending: Option<Ending>) {
+        self.ending = ending;
+        if let (TargetKind::Lsn(target), Some(ending)) = (&self.target.kind, ending)
+            && let Stop::After(record) = ending.stop
+        {
+            let commit = ending.last_commit.filter(|end| end.lsn == record.lsn);
+            if commit.is_some() || record.lsn != *target {
+                self.notes.push(Note::ReplaysRecord { record, commit });
+            }
+        }
+    }
+
+    /// The segments that recovery reads, up to the one of number `last`.
+    #[must_use]
+    pub fn ranges(&self, catalog: &Catalog, last: u64) -> Vec<SegmentRange> {
+        let number = |name: SegmentName| name.number(catalog.segment_size);
+        let runs = self.wal.iter().filter_map(|run| {
+            let (first, run_last) = (number(run.first)?, number(run.last)?);
+            Some(SegmentRange {
+                timeline: run.timeline,
+                first,
+                last: run_last.min(last),
+            })
+        });
+        runs.filter(|range| range.first <= range.last).collect()
+    }
+
     /// The walk along what this plan replays, up to `limit` ([`Stop::limit`]), or through its last segment.
     ///
     /// # Errors

@@ -98,7 +98,7 @@ pub struct Walk {
     pub(super) found: Vec<Moment>,
     pub(super) commits: u64,
     pub(super) last_commit: Option<End>,
-    pub(super) end_lsn: Option<Lsn>,
+    end_lsn: Option<Lsn>,
     /// A full transaction id of about the time of the last segment.
     pub(super) next_xid: Option<u64>,
     pub(super) opaque: Option<Opaque>,
@@ -229,10 +229,10 @@ impl Walk {
         self.opaque
     }
 
-    /// The last commit that was passed.
+    /// Behind the last record that was passed.
     #[must_use]
-    pub fn last_commit(&self) -> Option<End> {
-        self.last_commit
+    pub fn end_lsn(&self) -> Option<Lsn> {
+        self.end_lsn
     }
 }
 
