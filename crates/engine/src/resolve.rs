@@ -52,14 +52,14 @@ pub async fn plan(
         unread: MOST_UNREAD,
     };
     match target.kind {
-        TargetKind::Lsn(lsn) => resolver.to_lsn(lsn).await,
+        TargetKind::Lsn(lsn) => resolver.plan_lsn(lsn).await,
         TargetKind::Latest | TargetKind::Immediate => {
             let plan = RecoveryPlan::build(catalog, target, options)?;
             let stop = match target.kind {
                 TargetKind::Immediate => Some(Stop::Consistent(plan.backup.stop_lsn)),
                 _ => None,
             };
-            Ok(resolver.with_ending(plan, stop).await?)
+            resolver.with_ending(plan, stop).await
         }
         TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::Name(_) => resolver.hunt().await,
     }
@@ -104,15 +104,15 @@ impl<'a> Resolver<'a> {
             hunt.take(walk)?;
         }
         let stop = hunt.stop()?;
-        self.to_record(stop).await
+        self.plan_stop(stop).await
     }
 
-    async fn to_lsn(mut self, lsn: Lsn) -> Result<RecoveryPlan, ResolveError> {
+    async fn plan_lsn(mut self, lsn: Lsn) -> Result<RecoveryPlan, ResolveError> {
         let by_names = self.by_names()?;
         match self.record_from(&by_names, lsn).await? {
             Around::Record(record) => {
                 let stop = Stop::at(record, &self.target.kind, self.target.inclusive);
-                self.to_record(stop).await
+                self.plan_stop(stop).await
             }
             Around::None { end } | Around::EndOfWal { end } => {
                 let plan = self.with_ending(by_names, None).await?;
@@ -159,9 +159,9 @@ impl<'a> Resolver<'a> {
         Ok(Around::None { end: seen })
     }
 
-    async fn to_record(mut self, stop: Stop) -> Result<RecoveryPlan, ResolveError> {
+    async fn plan_stop(mut self, stop: Stop) -> Result<RecoveryPlan, ResolveError> {
         let plan = RecoveryPlan::build_to(self.catalog, self.target, self.options, stop.record())?;
-        Ok(self.with_ending(plan, Some(stop)).await?)
+        self.with_ending(plan, Some(stop)).await
     }
 
     /// The plan with its ending, where all of the way can be seen. Without a stop the archived WAL ends it.
