@@ -416,15 +416,12 @@ impl World {
             let merged = (at + 1..=last).fold(self.summary(timeline, at), |merged, number| {
                 merged.merge(&self.summary(timeline, number))
             });
-            let singles = if walk.looks_into(&merged) {
-                at..=last
-            } else {
-                1..=0
-            };
-            if singles.is_empty() {
+            at = last + 1;
+            if !walk.looks_into(&merged) {
                 walk.pass(&merged);
+                continue;
             }
-            for number in singles {
+            for number in merged.first..=last {
                 let summary = self.summary(timeline, number);
                 if !walk.looks_into(&summary) {
                     walk.pass(&summary);
@@ -432,7 +429,6 @@ impl World {
                     return;
                 }
             }
-            at = last + 1;
         }
     }
 
