@@ -1,3 +1,4 @@
 //! `walden find`: losses are found, and nothing else.
 
+mod losses;
 mod rewrites;

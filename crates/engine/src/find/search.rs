@@ -252,7 +252,11 @@ impl<'a> Search<'a> {
     ) -> Result<(), RepositoryError> {
         let whole = index.filter(|index| {
             let untold = matches!(crossed, Crossing::NeedsSegments);
-            !index.incomplete && !untold
+            let many = |left: u64, limit: Option<u64>| limit.is_some_and(|limit| left > limit);
+            let left = &index.left_out;
+            let left_out =
+                many(left.deleted, self.limits.deleted) || many(left.updated, self.limits.updated);
+            !index.incomplete && !untold && !left_out
         });
         let committed = match whole {
             Some(mut index) => {

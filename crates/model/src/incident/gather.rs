@@ -7,7 +7,7 @@ use walden_pg::wal_record::{RelFileLocator, RelationOid};
 
 use crate::index::{
     ClassRows, CreatedFile, DatabaseRow, End, Moment, MomentKind, Outcome, SegmentIndex,
-    TransactionFacts, XidRange,
+    TransactionFacts, XidRange, claim,
 };
 
 /// What a transaction did in all segments, its subtransactions that were not rolled back included.
@@ -70,7 +70,7 @@ pub struct Gathering {
     open: HashMap<u32, Open>,
     segments: u64,
     pg_version: u16,
-    /// Files created by transactions without an id yet.
+    /// Files that the segment before has of transactions without an id yet.
     unclaimed: Vec<CreatedFile>,
     /// Where rows of `pg_database` were changed in place.
     marks: BTreeSet<Lsn>,
@@ -175,39 +175,12 @@ impl Gathering {
         })
     }
 
-    /// CREATE INDEX creates its file before it has a transaction id, and locks the index at once when it has one. Where it took nothing away, no
-    /// index tells of that lock; who locks the index much later did not create it.
+    /// Gives files their creators, those of the segment before, too.
     fn claim(&mut self, mut facts: Vec<TransactionFacts>) -> Vec<TransactionFacts> {
-        /// What others may write between two records of one server process that does not wait in between.
-        const AT_ONCE: u64 = 64 << 10;
-        for nobodys in facts.iter().filter(|facts| facts.xid == 0) {
-            self.unclaimed.extend(&nobodys.created);
-        }
-        if self.unclaimed.is_empty() {
-            return facts;
-        }
-        let mut first: HashMap<RelationOid, (Lsn, usize)> = HashMap::new();
-        for (position, facts) in facts.iter().enumerate() {
-            for lock in &facts.locks {
-                let entry = first.entry(lock.what).or_insert((lock.lsn, position));
-                *entry = (*entry).min((lock.lsn, position));
-            }
-        }
-        self.unclaimed.retain(|created| {
-            let claimed = first
-                .get(&oid_of(created.file))
-                .filter(|(lsn, _)| (1..=AT_ONCE).contains(&lsn.0.saturating_sub(created.lsn.0)))
-                .and_then(|(_, position)| facts.get_mut(*position));
-            match claimed {
-                Some(owner) => {
-                    owner.created.push(*created);
-                    false
-                }
-                None => true,
-            }
-        });
-        let excess = self.unclaimed.len().saturating_sub(Self::MOST_OPEN);
-        self.unclaimed.drain(..excess);
+        let carried = std::mem::take(&mut self.unclaimed);
+        claim(&carried, &mut facts);
+        let nobodys = facts.iter().filter(|facts| facts.xid == 0);
+        self.unclaimed = nobodys.flat_map(|facts| facts.created.clone()).collect();
         facts
     }
 

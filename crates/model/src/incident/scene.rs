@@ -44,8 +44,10 @@ pub(super) struct Scene<'a> {
     swapped: BTreeSet<RelFileLocator>,
     /// Files that it created and that stayed, of relations that it created.
     fresh: BTreeSet<RelFileLocator>,
-    /// Files that it created and that stayed, of relations that were there before.
+    /// Files that it created and that stayed, of relations that were there before, or that [`Self::reborn`] counts.
     replacing: BTreeSet<RelFileLocator>,
+    /// Relations that it created, and that got another file at once: indexes that ALTER TABLE drops, creates, and builds with the new content.
+    reborn: usize,
 }
 
 impl<'a> Scene<'a> {
@@ -61,6 +63,7 @@ impl<'a> Scene<'a> {
             swapped: BTreeSet::new(),
             fresh: BTreeSet::new(),
             replacing: BTreeSet::new(),
+            reborn: 0,
         };
         for file in transaction.created.keys() {
             let oid = oid_of(*file);
@@ -69,6 +72,8 @@ impl<'a> Scene<'a> {
                 scene.own.insert(oid);
             }
             if transaction.dropped_files.contains(file) {
+                let stays = new_relation && !transaction.dropped_stats.contains(&oid);
+                scene.reborn += usize::from(stays);
                 continue;
             }
             if !new_relation {
@@ -131,7 +136,7 @@ impl<'a> Scene<'a> {
                 !known.contains(oid)
                     && !self.own.contains(oid)
                     && (invalidated.is_empty() || invalidated.contains(oid))
-                    && self.named(*oid).is_some_and(|named| {
+                    && self.named(*oid).is_none_or(|named| {
                         named.file.is_some() && named.persistence != Persistence::Temporary
                     })
             })
@@ -147,21 +152,21 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// Indexes of tables among the relations whose files went.
-    fn indexes(&self) -> usize {
-        let of_table = |oid: &RelationOid| {
-            let Some(index) = self.named(*oid) else {
-                return false;
-            };
-            let table = index.belongs_to.map(|relation| RelationOid {
-                relation,
-                ..index.oid
-            });
-            index.kind == RelationKind::Index
-                && table.and_then(|table| self.kind(table)) != Some(RelationKind::Toast)
-        };
-        let owners = self.gone.values().flatten();
-        owners.filter(|oid| of_table(oid)).count()
+    /// Indexes of tables that were changed. One that no backup knows may be an index.
+    fn indexes(&self, unknown: bool) -> BTreeSet<RelationOid> {
+        let invalidated = self.transaction.invalidated.iter();
+        let changed = invalidated.filter(|oid| self.transaction.locks.contains_key(oid));
+        let mut changed: BTreeSet<RelationOid> = changed.copied().collect();
+        changed.extend(self.owners());
+        changed.retain(|oid| {
+            !self.own.contains(oid)
+                && match self.kind(*oid) {
+                    Some(RelationKind::Index) => !self.is_of_toast(*oid),
+                    Some(_) => false,
+                    None => unknown,
+                }
+        });
+        changed
     }
 
     fn replacing_is_indexes(&self) -> bool {
@@ -187,7 +192,7 @@ impl<'a> Scene<'a> {
         }
         let replacing = self.replacing.len();
         let swaps_none = self.fresh.is_empty() || (rows.updated as usize) < 2 + replacing;
-        let indexes = self.indexes();
+        let indexes = self.indexes(false).len();
         let owners = self.owners();
         let fate = |oid: RelationOid| -> Option<Option<Doubt>> {
             match (swaps_none, replacing) {
@@ -254,6 +259,9 @@ impl<'a> Scene<'a> {
             let created = self.replacing.len() + self.swapped.len() + self.fresh.len();
             doubt = doubt.or((created > 0).then_some(Doubt::Rewritten));
             unknown.extend(without_file);
+        }
+        if self.swaps() && unknown.len() <= self.reborn {
+            unknown.clear();
         }
         // Nobody but REINDEX CONCURRENTLY and DROP INDEX CONCURRENTLY leaves a changed table unlocked.
         if !self.table_unlocked() {
@@ -389,11 +397,9 @@ impl<'a> Scene<'a> {
         }
         let mut known = staying;
         known.extend(dropped.keys());
-        let strays: Vec<RelationOid> = self
-            .may_own_strays(&known)
-            .into_iter()
-            .filter(|oid| self.kind(*oid) == Some(RelationKind::Table))
-            .collect();
+        let mut strays = self.may_own_strays(&known);
+        unknown.extend(strays.iter().filter(|oid| self.named(**oid).is_none()));
+        strays.retain(|oid| self.kind(*oid) == Some(RelationKind::Table));
         let alone = (strays.len() > 1).then_some(Doubt::AnotherRelation);
         for oid in strays {
             if let Some(doubt) = self.truncation(oid, dropped) {
@@ -430,7 +436,8 @@ impl<'a> Scene<'a> {
         dropped: &BTreeMap<RelationOid, Option<Doubt>>,
     ) -> Option<Option<Doubt>> {
         if self.swaps() {
-            let surplus = self.replacing.len() > self.indexes_that_stay(dropped);
+            let built = self.indexes_that_stay(dropped) + self.reborn;
+            let surplus = self.replacing.len() > built;
             return surplus.then_some(Some(Doubt::Rewritten));
         }
         let places: BTreeSet<u32> = match self.file_of(oid) {
@@ -454,14 +461,11 @@ impl<'a> Scene<'a> {
     }
 
     fn indexes_that_stay(&self, dropped: &BTreeMap<RelationOid, Option<Doubt>>) -> usize {
-        let indexes = self.indexes();
-        let dropped = dropped.keys();
-        indexes.saturating_sub(
-            dropped
-                .filter(|oid| self.kind(**oid) == Some(RelationKind::Index))
-                .filter(|oid| self.file_of(**oid).is_some() && !self.is_of_toast(**oid))
-                .count(),
-        )
+        let indexes = self.indexes(true);
+        indexes
+            .iter()
+            .filter(|oid| !dropped.contains_key(oid))
+            .count()
     }
 
     fn is_of_toast(&self, oid: RelationOid) -> bool {
@@ -482,7 +486,12 @@ impl<'a> Scene<'a> {
         if replacing().any(|created| created.rows) {
             return Some(None);
         }
-        if self.replacing.is_empty() || self.table_unlocked() {
+        let places: BTreeSet<u32> = self.gone.keys().map(|file| file.tablespace).collect();
+        let moved = !self
+            .replacing
+            .iter()
+            .any(|file| places.contains(&file.tablespace));
+        if moved || self.table_unlocked() {
             return None;
         }
         Some(rebuilt.then_some(Doubt::Rebuilt))

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use super::gather::FEW;
-use super::{Outcome, RowsOf, SegmentIndex, TransactionFacts};
+use super::{Outcome, RowsOf, SegmentIndex, TransactionFacts, claim};
 
 /// Transactions in an index.
 const MOST_TRANSACTIONS: usize = 256;
@@ -69,7 +69,8 @@ fn most(rows: &[RowsOf]) -> u64 {
 }
 
 /// Puts in all that is worth telling.
-pub(super) fn take_all(index: &mut SegmentIndex, transactions: Vec<TransactionFacts>) {
+pub(super) fn take_all(index: &mut SegmentIndex, mut transactions: Vec<TransactionFacts>) {
+    claim(&[], &mut transactions);
     let mut left = LeftRows::default();
     for facts in transactions {
         match Weight::of(&facts) {
@@ -82,7 +83,8 @@ pub(super) fn take_all(index: &mut SegmentIndex, transactions: Vec<TransactionFa
 }
 
 /// Puts in what is worth telling and fits.
-pub(super) fn take_most(index: &mut SegmentIndex, transactions: Vec<TransactionFacts>) {
+pub(super) fn take_most(index: &mut SegmentIndex, mut transactions: Vec<TransactionFacts>) {
+    claim(&[], &mut transactions);
     let mut cut = cut(&mut index.restore_points, MOST_MARKS);
     cut |= self::cut(&mut index.checkpoints, MOST_MARKS);
     cut |= self::cut(&mut index.switches, MOST_MARKS);

@@ -2,6 +2,7 @@
 //!
 //! Transaction ids are the 32 bits that stand in the records; [`SegmentIndex::next_xid`] and backups' snapshots tell their epoch.
 
+mod claim;
 mod crossing;
 mod detail;
 mod ends;
@@ -13,6 +14,7 @@ mod rows;
 mod summary;
 mod xid;
 
+pub use claim::claim;
 pub use crossing::{Crossing, crossing};
 pub use detail::{DetailReader, Moment, MomentKind, SegmentDetail};
 pub use indexer::SegmentIndexer;
