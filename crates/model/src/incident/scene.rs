@@ -366,7 +366,8 @@ impl<'a> Scene<'a> {
     pub(super) fn truncated(&self, dropped: &BTreeMap<RelationOid, Option<Doubt>>) -> Vec<Told> {
         let certain = &self.transaction.truncated;
         if !certain.is_empty() {
-            let tables = certain.iter().filter(|(oid, _)| !dropped.contains_key(oid));
+            let others = |oid: &RelationOid| !dropped.contains_key(oid) && !self.own.contains(oid);
+            let tables = certain.iter().filter(|(oid, _)| others(oid));
             return tables
                 .map(|(oid, lsn)| Told {
                     oid: *oid,

@@ -521,6 +521,15 @@ fn logical_decodings_record_of_a_truncation_is_certain() {
     });
     let told = told.told(Some(&names()), None);
     assert_eq!(lines(&told), ["TRUNCATE shop.public.b at 1010"]);
+
+    let mut own = story(17).lock(&[16_480]).create(16_480, "r");
+    let lsn = own.lsn();
+    own.facts.truncated.push(At {
+        what: oid(16_480),
+        lsn,
+    });
+    let told = own.told(Some(&names()), None);
+    assert_eq!(lines(&told), [""; 0], "a table of the transaction's own");
 }
 
 #[test]
