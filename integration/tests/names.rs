@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use postgres::{Client, NoTls};
 use walden_engine::list::{ListRequest, list};
 use walden_engine::names;
-use walden_engine::repository::{Repository, RepositorySettings};
+use walden_engine::repository::{Place, Repository, RepositorySettings};
 use walden_integration::{Said, Site};
 use walden_model::names::{NamedRelation, Names, Persistence, RelationKind, Wanted};
 use walden_model::{BackupRecord, SystemKeys};
@@ -434,7 +434,7 @@ fn database_oid(client: &mut impl postgres::GenericClient) -> Result<u32> {
 fn newest(site: &Site<'_>) -> Result<(SystemKeys, BackupRecord, Repository)> {
     let settings = RepositorySettings {
         name: "here".to_owned(),
-        path: site.repository(),
+        place: Place::Folder(site.repository()),
         id: None,
     };
     let request = ListRequest {
@@ -452,7 +452,11 @@ fn newest(site: &Site<'_>) -> Result<(SystemKeys, BackupRecord, Repository)> {
         cluster: request.cluster,
         system: backup.record.system_identifier,
     };
-    Ok((keys, backup.record, Repository::open(&settings)?))
+    Ok((
+        keys,
+        backup.record,
+        runtime()?.block_on(Repository::open(&settings))?,
+    ))
 }
 
 fn read(

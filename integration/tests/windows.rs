@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use walden_engine::codec::{encode_tail, tail_of};
 use walden_engine::index::LastCommit;
 use walden_engine::list::{self, ListRequest, Listing};
-use walden_engine::repository::RepositorySettings;
+use walden_engine::repository::{Place, RepositorySettings};
 use walden_engine::windows::{self, RestoreWindow, SystemWindows};
 use walden_integration::{Said, Site, options, wait_open};
 use walden_testkit::{
@@ -40,7 +40,7 @@ fn request(site: &Site<'_>) -> Result<ListRequest> {
     Ok(ListRequest {
         repository: RepositorySettings {
             name: "here".to_owned(),
-            path: site.repository(),
+            place: Place::Folder(site.repository()),
             id: None,
         },
         cluster: "main".parse()?,
@@ -317,7 +317,9 @@ fn rolled_up(install: &PgInstall, dir: &TestDir) -> Result<()> {
         "one whole block of 256 segments was archived, found {made:?}"
     );
     let runtime = tokio::runtime::Runtime::new()?;
-    let repository = walden_engine::repository::Repository::open(&request(&site)?.repository)?;
+    let repository = runtime.block_on(walden_engine::repository::Repository::open(
+        &request(&site)?.repository,
+    ))?;
     let ends = |system: &SystemWindows| -> Result<_> {
         let newest = system.newest().context("a window")?;
         Ok((newest.window.clone(), newest.end))

@@ -3,6 +3,7 @@
 mod duration;
 mod error;
 mod raw;
+mod s3;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +12,7 @@ pub use duration::{BadSpan, Span};
 pub use error::ConfigError;
 pub use raw::{LogLevel, StandbyOnOutage};
 use raw::{RawConfig, RawRepository};
-use walden_engine::repository::RepositorySettings;
+use walden_engine::repository::{Place, RepositorySettings};
 use walden_model::ClusterName;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
@@ -37,7 +38,7 @@ pub struct Settings {
     pub pg_bin_dir: Option<PathBuf>,
     /// `clusters.NAME.spool_dir`: where a backup of a cluster with tablespaces passes through.
     pub spool_dir: Option<PathBuf>,
-    /// The repository, a folder.
+    /// The repository, a folder or a bucket.
     pub repository: RepositorySettings,
     /// `compression.level`: zstd's, 1 to 19.
     pub compression_level: i32,
@@ -160,22 +161,31 @@ fn resolve_repository(
     if repositories.next().is_some() {
         return Err(ConfigError::OneRepository { file: file() });
     }
-    if repository.s3.is_some() {
-        return Err(ConfigError::NotAFolder { file: file() });
-    }
-    Ok(RepositorySettings {
-        name: repository.name.ok_or_else(|| ConfigError::Missing {
-            file: file(),
-            key: "repositories[0].name",
-        })?,
-        path: repository
-            .path
-            .ok_or_else(|| ConfigError::Missing {
+    let name = repository.name.ok_or_else(|| ConfigError::Missing {
+        file: file(),
+        key: "repositories[0].name",
+    })?;
+    let place = match (repository.path, repository.s3) {
+        (Some(path), None) => Place::Folder(path.0.0),
+        (None, Some(s3)) => {
+            let s3 = s3.resolve().map_err(|e| ConfigError::Invalid {
+                file: file(),
+                line: None,
+                message: e.to_string(),
+            })?;
+            Place::Bucket(Box::new(s3))
+        }
+        (None, None) => {
+            return Err(ConfigError::Missing {
                 file: file(),
                 key: "repositories[0].path",
-            })?
-            .0
-            .0,
+            });
+        }
+        (Some(_), Some(_)) => return Err(ConfigError::TwoPlaces { file: file() }),
+    };
+    Ok(RepositorySettings {
+        name,
+        place,
         id: repository.id.map(|id| id.0),
     })
 }

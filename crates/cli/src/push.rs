@@ -70,7 +70,8 @@ fn archive(arguments: PushArguments, variable: Option<OsString>) -> Result<(), P
     let settings = arguments.place.settings(variable)?;
     logging::start(settings.log_level);
     let request = PushRequest {
-        repository: settings.repository,
+        // Who waits for the store has to say of what before the time is up.
+        repository: settings.repository.within(settings.push_deadline * 4 / 5),
         cluster: settings.cluster,
         path: arguments.path,
         pgdata: arguments.pgdata,

@@ -143,7 +143,7 @@ fn init_text(settings: &Settings, report: &InitReport) -> String {
         "repository {} in {} {}; its id is {}\n\
          cluster {} {}: system identifier {}, PostgreSQL {}, WAL segments of {}\n",
         settings.repository.name,
-        settings.repository.path.display(),
+        settings.repository.place,
         if report.repository_made {
             "was made"
         } else {

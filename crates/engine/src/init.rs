@@ -8,10 +8,10 @@ use walden_model::keys::{self, ROOT_KEY};
 use walden_model::{ClusterName, Encryption, IdentityDocument, RandomId, RepositoryDocument};
 use walden_pg::control::{ControlFile, ControlFileError};
 use walden_pg::{SystemIdentifier, WalSegmentSize};
-use walden_store::{LocalStore, StoreError};
+use walden_store::{CreateOnly, LocalStore, StoreError};
 
 use crate::host;
-use crate::repository::{Repository, RepositoryError, RepositorySettings};
+use crate::repository::{Place, Repository, RepositoryError, RepositorySettings, open_bucket};
 
 /// What to register, and where.
 #[derive(Debug, Clone)]
@@ -73,16 +73,28 @@ pub enum InitError {
     /// The folder cannot be made.
     #[error("cannot make the repository's folder")]
     Folder(#[source] StoreError),
-    /// The configuration pins an id, and the folder has no repository.
+    /// The configuration pins an id, and there is no repository.
     #[error(
-        "{} holds no repository, but the configuration pins repository {id}: it is probably not mounted. \
-         Mount it; to make a new repository there, remove \"id\" from the configuration first", path.display()
+        "{place} holds no repository, but the configuration pins repository {id}: it is probably {}; to make a new repository there, remove \
+         \"id\" from the configuration first", match place {
+            Place::Folder(_) => "not mounted. Mount it",
+            Place::Bucket(_) => "another bucket, prefix or endpoint. Correct it",
+        }
     )]
     NotMounted {
-        /// The folder.
-        path: PathBuf,
+        /// The folder or bucket.
+        place: Place,
         /// The pinned id.
         id: RandomId,
+    },
+    /// The store does not do what the configuration says of it.
+    #[error(
+        "{place} overwrites an object that it is asked to put only where none is (If-None-Match: *), so that one writer could destroy \
+         what another has stored: set \"create_only: claims\" under s3, on every machine that writes to this bucket"
+    )]
+    Overwrites {
+        /// The bucket.
+        place: Place,
     },
     /// The repository's own error.
     #[error("cannot register the cluster")]
@@ -156,27 +168,40 @@ pub async fn init(request: &InitRequest) -> Result<InitReport, InitError> {
     }
 }
 
-/// Opens the repository, or makes the folder and the root document. A crash between the two leaves an empty folder, which
+/// Opens the repository, or makes the root document, and for that the folder. A crash between the two leaves an empty folder, which
 /// the next call fills.
 async fn make_repository(
     settings: &RepositorySettings,
 ) -> Result<(Repository, RepositoryDocument, bool), InitError> {
-    let absent = match Repository::open(settings) {
-        Ok(repository) => match repository.root().await {
-            Ok(root) => return Ok((repository, root, false)),
-            Err(RepositoryError::NoRoot { .. }) => true,
+    let place = &settings.place;
+    let there = match (Repository::open(settings).await, place) {
+        (Ok(repository), _) => match repository.root().await {
+            Ok(root) => Some((repository, root)),
+            Err(RepositoryError::NoRoot { .. }) => None,
             Err(e) => return Err(e.into()),
         },
-        Err(_) => !settings.path.exists(),
+        (Err(_), Place::Folder(path)) if !path.exists() => None,
+        // What is wrong there, making the folder says.
+        (Err(_), Place::Folder(path)) => {
+            LocalStore::create_root(path).map_err(InitError::Folder)?;
+            None
+        }
+        (Err(e), Place::Bucket(_)) => return Err(e.into()),
     };
-    if let (true, Some(id)) = (absent, settings.id) {
+    if let (None, Some(id)) = (&there, settings.id) {
         return Err(InitError::NotMounted {
-            path: settings.path.clone(),
+            place: place.clone(),
             id,
         });
     }
-    LocalStore::create_root(&settings.path).map_err(InitError::Folder)?;
-    let repository = Repository::open(settings)?;
+    prove_create_only(settings).await?;
+    if let Some((repository, root)) = there {
+        return Ok((repository, root, false));
+    }
+    if let Place::Folder(path) = place {
+        LocalStore::create_root(path).map_err(InitError::Folder)?;
+    }
+    let repository = Repository::open(settings).await?;
     let root = RepositoryDocument {
         repository_id: host::random_id(),
         created_at: Timestamp::now(),
@@ -188,6 +213,28 @@ async fn make_repository(
             Ok((repository, root, false))
         }
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Tries out whether a bucket that is to honour conditions does, before anything of worth is in it. Claims hold in every
+/// bucket, and a folder has links.
+async fn prove_create_only(settings: &RepositorySettings) -> Result<(), InitError> {
+    let Place::Bucket(s3) = &settings.place else {
+        return Ok(());
+    };
+    if s3.create_only == CreateOnly::Claims {
+        return Ok(());
+    }
+    let store = open_bucket(&settings.name, s3).await?;
+    let found = store.probe_create_only().await;
+    match found.map_err(|source| RepositoryError::Store {
+        name: settings.name.clone(),
+        source,
+    })? {
+        CreateOnly::Conditional => Ok(()),
+        CreateOnly::Claims => Err(InitError::Overwrites {
+            place: settings.place.clone(),
+        }),
     }
 }
 

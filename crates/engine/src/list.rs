@@ -75,7 +75,7 @@ pub enum ListError {
 
 /// Lists a cluster's backups.
 pub async fn list(request: &ListRequest) -> Result<Listing, ListError> {
-    let repository = Repository::open(&request.repository)?;
+    let repository = Repository::open(&request.repository).await?;
     list_in(&repository, &request.cluster).await
 }
 

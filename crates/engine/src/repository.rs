@@ -1,6 +1,7 @@
 //! A repository as the verbs see it: documents and framed objects over an object store.
 
-use std::path::PathBuf;
+mod settings;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +14,12 @@ use walden_model::{
     Sha256Digest, Tail,
 };
 use walden_pg::SystemIdentifier;
-use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind};
+use walden_store::{Key, LocalStore, ObjectStore, PutMode, S3Store, StoreError, StoreErrorKind};
+
+pub use self::settings::{Place, RepositorySettings};
+pub use walden_store::{
+    Checksums, CreateOnly, ObjectLock, ObjectLockMode, S3Credentials, S3Settings, ServerEncryption,
+};
 
 use crate::codec::{
     CodecError, DecodedObject, Expected, FrameCompressor, ObjectDecoder, ReadTail, encode_head,
@@ -27,22 +33,12 @@ const TAIL_GUESS: u64 = 16 * 1024;
 /// Content of one frame of an object that is written from memory.
 const FRAME: usize = 1 << 20;
 
-/// Where a repository is, as the configuration says.
-#[derive(Debug, Clone)]
-pub struct RepositorySettings {
-    /// For people.
-    pub name: String,
-    /// The folder.
-    pub path: PathBuf,
-    /// The repository id that must be found there, if the configuration pins it.
-    pub id: Option<RandomId>,
-}
-
 /// An open repository. That it is really there is proven by [`Repository::root`].
 #[derive(Debug, Clone)]
 pub struct Repository {
     name: String,
     id: Option<RandomId>,
+    in_bucket: bool,
     store: Arc<dyn ObjectStore>,
 }
 
@@ -58,16 +54,28 @@ pub enum RepositoryError {
         #[source]
         source: StoreError,
     },
+    /// The bucket's settings can not work.
+    #[error("repository \"{name}\" cannot be used as it is configured")]
+    Settings {
+        /// The repository.
+        name: String,
+        /// What the store says.
+        #[source]
+        source: StoreError,
+    },
     /// There is no root document: not mounted, or not ours.
     #[error(
-        "{location} has no walden.json, so repository \"{name}\" is not mounted there or was never made; \
-         mount it, or make it with: walden init"
+        "{location} has no walden.json, so repository \"{name}\" is not {} or was never made; \
+         {}, or make it with: walden init", if *bucket { "there" } else { "mounted there" },
+         if *bucket { "correct the bucket, prefix or endpoint" } else { "mount it" }
     )]
     NoRoot {
         /// The repository.
         name: String,
-        /// The folder.
+        /// Where it should be.
         location: String,
+        /// In a bucket, not in a folder.
+        bucket: bool,
     },
     /// Another repository stands there.
     #[error(
@@ -76,7 +84,7 @@ pub enum RepositoryError {
     WrongRepository {
         /// The repository.
         name: String,
-        /// The folder.
+        /// Where.
         location: String,
         /// The id that is there.
         found: RandomId,
@@ -159,6 +167,7 @@ impl RepositoryError {
                 _ => Trouble::Outage,
             },
             RepositoryError::NoRoot { .. } => Trouble::Outage,
+            RepositoryError::Settings { .. } => Trouble::Configuration,
             RepositoryError::Object { source, .. } if source.needs_newer() => {
                 Trouble::Configuration
             }
@@ -180,16 +189,27 @@ impl RepositoryError {
 }
 
 impl Repository {
-    /// Opens the folder. A folder that is missing is an outage: only `walden init` makes one.
-    pub fn open(settings: &RepositorySettings) -> Result<Self, RepositoryError> {
-        let store = LocalStore::open(&settings.path).map_err(|source| RepositoryError::Store {
-            name: settings.name.clone(),
-            source,
-        })?;
+    /// Opens the folder or the bucket. A folder that is missing is an outage: only `walden init` makes one. A bucket is not asked before
+    /// the first request.
+    pub async fn open(settings: &RepositorySettings) -> Result<Self, RepositoryError> {
+        let name = || settings.name.clone();
+        let store: Arc<dyn ObjectStore> = match &settings.place {
+            Place::Folder(path) => match LocalStore::open(path) {
+                Ok(store) => Arc::new(store),
+                Err(source) => {
+                    return Err(RepositoryError::Store {
+                        name: name(),
+                        source,
+                    });
+                }
+            },
+            Place::Bucket(s3) => Arc::new(open_bucket(&settings.name, s3).await?),
+        };
         Ok(Repository {
-            name: settings.name.clone(),
+            name: name(),
             id: settings.id,
-            store: Arc::new(store),
+            in_bucket: matches!(settings.place, Place::Bucket(_)),
+            store,
         })
     }
 
@@ -199,6 +219,7 @@ impl Repository {
         Repository {
             name: "test".to_owned(),
             id: None,
+            in_bucket: false,
             store,
         }
     }
@@ -241,6 +262,7 @@ impl Repository {
                 .ok_or_else(|| RepositoryError::NoRoot {
                     name: self.name.clone(),
                     location: self.location(),
+                    bucket: self.in_bucket,
                 })?;
         match &self.id {
             Some(expected) if *expected != root.repository_id => {
@@ -476,6 +498,17 @@ impl Repository {
             }
         }
     }
+}
+
+/// The bucket that a repository is in.
+pub(crate) async fn open_bucket(name: &str, s3: &S3Settings) -> Result<S3Store, RepositoryError> {
+    let name = name.to_owned();
+    S3Store::open(s3.clone())
+        .await
+        .map_err(|source| match source.kind() {
+            StoreErrorKind::Invalid => RepositoryError::Settings { name, source },
+            _ => RepositoryError::Store { name, source },
+        })
 }
 
 pub(crate) fn encode_small(

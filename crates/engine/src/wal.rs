@@ -100,7 +100,7 @@ impl WalListing {
     /// # Errors
     /// As [`catalog::registration`].
     pub async fn open(request: &WalListRequest) -> Result<Self, WalError> {
-        let repository = Repository::open(&request.repository)?;
+        let repository = Repository::open(&request.repository).await?;
         let identity = catalog::registration(&repository, &request.cluster, request.system).await?;
         let keys = SystemKeys {
             cluster: request.cluster.clone(),
@@ -296,7 +296,7 @@ pub struct ShownSegment {
 /// # Errors
 /// It is not archived, or is damaged.
 pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
-    let repository = Repository::open(&request.repository)?;
+    let repository = Repository::open(&request.repository).await?;
     let identity = catalog::registration(&repository, &request.cluster, request.system).await?;
     let keys = SystemKeys {
         cluster: request.cluster.clone(),

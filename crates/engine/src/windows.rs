@@ -90,7 +90,7 @@ impl SystemWindows {
 /// # Errors
 /// The repository cannot be asked, or does not know the cluster.
 pub async fn windows(request: &ListRequest) -> Result<Windows, ListError> {
-    let repository = Repository::open(&request.repository)?;
+    let repository = Repository::open(&request.repository).await?;
     windows_in(&repository, &request.cluster).await
 }
 

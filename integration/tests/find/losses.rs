@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use postgres::{Client, NoTls};
 use walden_engine::find::{FindReport, FindRequest, Finding, Sought, What, find};
-use walden_engine::repository::RepositorySettings;
+use walden_engine::repository::{Place, RepositorySettings};
 use walden_integration::{Site, wait_paused};
 use walden_testkit::{Cluster, Ledger, PgInstall, TestDir, on_every_version};
 
@@ -150,7 +150,7 @@ fn search(site: &Site<'_>) -> Result<FindReport> {
     let request = FindRequest {
         repository: RepositorySettings {
             name: "here".to_owned(),
-            path: site.repository(),
+            place: Place::Folder(site.repository()),
             id: None,
         },
         cluster: "main".parse()?,

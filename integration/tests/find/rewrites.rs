@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result, anyhow, ensure};
 use postgres::Client;
 use walden_engine::find::{FindReport, FindRequest, Finding, Sought, What, find};
-use walden_engine::repository::RepositorySettings;
+use walden_engine::repository::{Place, RepositorySettings};
 use walden_integration::Site;
 use walden_pg::Lsn;
 use walden_testkit::{Cluster, PgInstall, TestDir, on_every_version, on_version};
@@ -529,7 +529,7 @@ fn search(site: &Site<'_>) -> Result<FindReport> {
     let request = FindRequest {
         repository: RepositorySettings {
             name: "here".to_owned(),
-            path: site.repository(),
+            place: Place::Folder(site.repository()),
             id: None,
         },
         cluster: "main".parse()?,

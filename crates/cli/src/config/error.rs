@@ -52,10 +52,10 @@ pub enum ConfigError {
     #[error("{}: more than one repository, and this version keeps exactly one", file.display())]
     #[allow(missing_docs)]
     OneRepository { file: PathBuf },
-    /// A repository that is no folder.
-    #[error("{}: a repository in S3, and this version keeps its repository in a folder", file.display())]
+    /// A repository that is in a folder and in a bucket.
+    #[error("{}: the repository has a path and s3, and is in one place only", file.display())]
     #[allow(missing_docs)]
-    NotAFolder { file: PathBuf },
+    TwoPlaces { file: PathBuf },
 }
 
 fn on_line(line: Option<usize>) -> String {
@@ -131,6 +131,13 @@ impl Hint for ConfigError {
                 "the user that runs this must be able to read it; PostgreSQL runs its commands as its own user".to_owned()
             }
             Self::Invalid { .. } => "walden.example.yaml explains every key".to_owned(),
+            Self::UnknownKey { key, place, .. }
+                if place.ends_with(".s3") && (key.contains("secret") || key.contains("access_key")) =>
+            {
+                "no secret stands in this file: keep it in AWS's environment variables, in a file that credentials_file names, or \
+                 in the machine's role (docs/s3.md)"
+                    .to_owned()
+            }
             Self::UnknownKey { key, known, .. } => {
                 let nearest = known
                     .iter()
@@ -149,12 +156,16 @@ impl Hint for ConfigError {
             Self::Missing { key: "repositories", .. } => {
                 "add the repository, as in \"repositories: [{ name: here, path: /var/lib/walden }]\"".to_owned()
             }
-            Self::Missing { .. } => "a repository needs a name and a path, as in \"{ name: here, path: /var/lib/walden }\"".to_owned(),
+            Self::Missing { .. } => {
+                "a repository needs a name, and a path or s3, as in \"{ name: here, path: /var/lib/walden }\" or \
+                 \"{ name: here, s3: { bucket: backups, region: eu-west-1 } }\""
+                    .to_owned()
+            }
             Self::NoSuchCluster { known, .. } | Self::WhichCluster { known, .. } => {
                 format!("name one with --cluster: {}", known.join(", "))
             }
             Self::OneRepository { .. } => "leave one entry under \"repositories\"".to_owned(),
-            Self::NotAFolder { .. } => "give the repository a path in place of s3".to_owned(),
+            Self::TwoPlaces { .. } => "leave path, for a folder, or s3, for a bucket".to_owned(),
         })
     }
 }

@@ -11,6 +11,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use walden_model::{ClusterName, RandomId};
 
 use super::duration::Span;
+use super::s3::RawS3;
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
@@ -81,8 +82,7 @@ pub(super) struct RawRepository {
     pub name: Option<String>,
     pub path: Option<Text<AbsolutePath>>,
     pub id: Option<Text<RandomId>>,
-    /// Known, so that it can be refused in words of its own.
-    pub s3: Option<serde::de::IgnoredAny>,
+    pub s3: Option<RawS3>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -181,7 +181,7 @@ pub enum LogLevel {
 }
 
 /// A scalar that is parsed where it stands: an error then has its line and key, which serde's `try_from` loses.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Text<T>(pub T);
 
 impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
@@ -204,7 +204,7 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
     }
 }
 
-fn seconds(seconds: u64) -> Text<Span> {
+pub(super) fn seconds(seconds: u64) -> Text<Span> {
     Text(Span(Duration::from_secs(seconds)))
 }
 

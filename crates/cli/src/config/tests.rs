@@ -1,6 +1,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use walden_engine::repository::{
+    Checksums, CreateOnly, ObjectLock, ObjectLockMode, S3Credentials, S3Settings, ServerEncryption,
+};
+
 use super::*;
 use crate::problem::Problem;
 
@@ -40,7 +44,7 @@ fn what_is_not_said_has_its_documented_default() {
         spool_dir: None,
         repository: RepositorySettings {
             name: "here".to_owned(),
-            path: "/var/lib/walden".into(),
+            place: Place::Folder("/var/lib/walden".into()),
             id: None,
         },
         compression_level: 1,
@@ -111,6 +115,36 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             && said.spool_dir.is_some()
             && said.repository.id.is_some(),
         "every optional key of a cluster and of a repository is in the example: {said:?}"
+    );
+
+    // So is the bucket in place of the folder.
+    let whole: String = example
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("path:"))
+        .map(|line| match line.trim_start().strip_prefix("#s3 ") {
+            Some(key) => format!("    {key}\n"),
+            None => format!("{line}\n"),
+        })
+        .collect();
+    let Place::Bucket(s3) = resolved(&whole).repository.place else {
+        panic!("a bucket expected in {whole}");
+    };
+    let default = S3Settings::new("b");
+    assert_eq!(
+        (s3.create_only, s3.checksums, s3.upload_concurrency),
+        (
+            default.create_only,
+            default.checksums,
+            default.upload_concurrency
+        )
+    );
+    assert_eq!(
+        (s3.request_deadline, s3.operation_deadline),
+        (default.request_deadline, default.operation_deadline)
+    );
+    assert!(
+        s3.object_lock.is_some() && s3.encryption.is_some() && !s3.tags.is_empty(),
+        "every optional key of a bucket is in the example: {s3:?}"
     );
 }
 
@@ -260,12 +294,13 @@ fn a_missing_section_is_shown_as_it_should_be() {
     assert_eq!(
         complaint("clusters: { main: }\nrepositories: [{ name: here }]", None),
         "error: /etc/walden/walden.yaml: \"repositories[0].path\" is missing\n\
-         hint: a repository needs a name and a path, as in \"{ name: here, path: /var/lib/walden }\"\n"
+         hint: a repository needs a name, and a path or s3, as in \"{ name: here, path: /var/lib/walden }\" or \
+         \"{ name: here, s3: { bucket: backups, region: eu-west-1 } }\"\n"
     );
 }
 
 #[test]
-fn only_one_folder_is_accepted_as_repository() {
+fn only_one_place_is_accepted_as_repository() {
     assert_eq!(
         complaint(
             &format!("{SMALL}  - {{ name: elsewhere, path: /mnt }}\n"),
@@ -275,13 +310,117 @@ fn only_one_folder_is_accepted_as_repository() {
          hint: leave one entry under \"repositories\"\n"
     );
     assert_eq!(
-        complaint(
-            &SMALL.replace("path: /var/lib/walden", "s3: { bucket: b, region: r }"),
-            None
-        ),
-        "error: /etc/walden/walden.yaml: a repository in S3, and this version keeps its repository in a folder\n\
-         hint: give the repository a path in place of s3\n"
+        complaint(&format!("{SMALL}    s3: {{ bucket: b }}\n"), None),
+        "error: /etc/walden/walden.yaml: the repository has a path and s3, and is in one place only\n\
+         hint: leave path, for a folder, or s3, for a bucket\n"
     );
+}
+
+/// The settings of the bucket that these lines say, in the place of `path`.
+fn bucket(s3: &str) -> String {
+    SMALL.replace("path: /var/lib/walden", &format!("s3: {{ {s3} }}"))
+}
+
+fn settings_of(s3: &str) -> S3Settings {
+    match resolved(&bucket(s3)).repository.place {
+        Place::Bucket(s3) => *s3,
+        Place::Folder(path) => panic!("a bucket expected, found the folder {}", path.display()),
+    }
+}
+
+#[test]
+fn a_bucket_has_the_stores_defaults() {
+    let mut expected = S3Settings::new("b");
+    assert_eq!(
+        format!("{:?}", settings_of("bucket: b")),
+        format!("{expected:?}"),
+        "on AWS"
+    );
+    expected.endpoint = Some("https://s3.example.net".to_owned());
+    expected.path_style = true;
+    assert_eq!(
+        format!(
+            "{:?}",
+            settings_of("bucket: b, endpoint: https://s3.example.net")
+        ),
+        format!("{expected:?}"),
+        "elsewhere the bucket's name stands in the path"
+    );
+}
+
+#[test]
+fn everything_said_of_a_bucket_is_taken_over() {
+    let said = settings_of(
+        "bucket: b, prefix: p/q, region: r, endpoint: 'http://h:3900', path_style: false, profile: me, credentials_file: /c, \
+         ca_file: /ca, storage_class: STANDARD_IA, server_side_encryption: 'aws:kms', kms_key: k, \
+         object_lock: { mode: compliance, days: 30 }, tags: { for: walden }, checksums: when_required, create_only: claims, \
+         upload_concurrency: 2, request_deadline: 3s, operation_deadline: 1min",
+    );
+    let mut expected = S3Settings::new("b");
+    expected.prefix = "p/q".to_owned();
+    expected.region = Some("r".to_owned());
+    expected.endpoint = Some("http://h:3900".to_owned());
+    expected.credentials = S3Credentials::Chain {
+        profile: Some("me".to_owned()),
+        credentials_file: Some("/c".into()),
+    };
+    expected.ca_file = Some("/ca".into());
+    expected.storage_class = Some("STANDARD_IA".to_owned());
+    expected.encryption = Some(ServerEncryption::Kms {
+        key: Some("k".to_owned()),
+    });
+    expected.object_lock = Some(ObjectLock {
+        mode: ObjectLockMode::Compliance,
+        days: 30,
+    });
+    expected.tags = [("for".to_owned(), "walden".to_owned())].into();
+    expected.checksums = Checksums::WhenRequired;
+    expected.create_only = CreateOnly::Claims;
+    expected.upload_concurrency = 2;
+    expected.request_deadline = Duration::from_secs(3);
+    expected.operation_deadline = Duration::from_secs(60);
+    assert_eq!(format!("{said:?}"), format!("{expected:?}"));
+}
+
+#[test]
+fn what_can_not_be_meant_of_a_bucket_is_refused() {
+    for (s3, expected) in [
+        (
+            "bucket: b, regoin: r",
+            "line 6: unknown key \"regoin\" in repositories[0].s3\nhint: did you mean \"region\"? Known here: bucket, prefix, region, ",
+        ),
+        (
+            "bucket: b, secret_access_key: canary",
+            "line 6: unknown key \"secret_access_key\" in repositories[0].s3\nhint: no secret stands in this file: ",
+        ),
+        (
+            "region: r",
+            "line 6: repositories[0].s3: missing field `bucket`",
+        ),
+        (
+            "bucket: b, kms_key: k",
+            "repositories[0].s3: kms_key goes with server_side_encryption: aws:kms alone",
+        ),
+        (
+            "bucket: b, create_only: lock",
+            "line 6: repositories[0].s3.create_only: unknown variant `lock`, expected `conditional` or `claims`",
+        ),
+        (
+            "bucket: b, object_lock: { mode: governance, days: 0 }",
+            "line 6: repositories[0].s3.object_lock.days: 0 is not a number of days: write 1 to 36500",
+        ),
+        (
+            "bucket: b, upload_concurrency: 17",
+            "line 6: repositories[0].s3.upload_concurrency: 17 is not a number of parts: write 1 to 16",
+        ),
+    ] {
+        let said = complaint(&bucket(s3), None);
+        assert!(
+            said.contains(expected),
+            "for {s3}\n{expected:?} expected in\n{said:?}"
+        );
+        assert!(!said.contains("canary"), "a secret is shown: {said}");
+    }
 }
 
 #[test]

@@ -101,7 +101,7 @@ pub async fn backup(
     request: &BackupRequest,
     progress: Arc<dyn Progress>,
 ) -> Result<BackupReport, BackupError> {
-    let repository = Repository::open(&request.repository)?;
+    let repository = Repository::open(&request.repository).await?;
     repository.root().await?;
     let server = Server::connect(&request.connection).await?;
     let facts = server.facts().await?;

@@ -86,7 +86,9 @@ pub async fn prefetch(request: &PrefetchRequest) -> Result<(), PrefetchError> {
     let Some(claimed) = claimed else {
         return Ok(());
     };
-    let repository = Repository::open(&served.repository).map_err(FetchError::from)?;
+    let repository = Repository::open(&served.repository)
+        .await
+        .map_err(FetchError::from)?;
     let pgdata = host::find_pgdata(served.pgdata.as_deref(), &served.destination);
     let identity = identity(&repository, &served.cluster, pgdata.as_deref()).await?;
     let archive = Archive {

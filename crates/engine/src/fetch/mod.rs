@@ -218,12 +218,16 @@ pub async fn fetch(request: &FetchRequest) -> Result<FetchReport, FetchFailure> 
         && pgdata
             .as_deref()
             .is_some_and(|dir| dir.join("standby.signal").exists());
-    let deadline = Instant::now()
-        + if standby {
-            Duration::ZERO
-        } else {
-            request.retry_for
-        };
+    let patience = if standby {
+        Duration::ZERO
+    } else {
+        request.retry_for
+    };
+    let deadline = Instant::now() + patience;
+    let request = &FetchRequest {
+        repository: request.repository.clone().within(patience),
+        ..request.clone()
+    };
     let mut pause = Duration::from_millis(100);
     loop {
         let error = match attempt(request, pgdata.as_deref()).await {
@@ -251,7 +255,7 @@ pub async fn fetch(request: &FetchRequest) -> Result<FetchReport, FetchFailure> 
 
 async fn attempt(request: &FetchRequest, pgdata: Option<&Path>) -> Result<FetchReport, FetchError> {
     let file: WalFileName = request.name.parse().map_err(FetchError::Name)?;
-    let repository = Repository::open(&request.repository)?;
+    let repository = Repository::open(&request.repository).await?;
     let identity = identity(&repository, &request.cluster, pgdata).await?;
     let system = SystemKeys {
         cluster: request.cluster.clone(),

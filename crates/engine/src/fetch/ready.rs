@@ -192,7 +192,7 @@ impl Ready {
              file {} {} {} {} {}.{:09}\n",
             self.system,
             self.cluster,
-            self.repository.path,
+            self.repository.place.to_string(),
             self.repository.id,
             meta.is_file(),
             meta.dev(),

@@ -179,7 +179,7 @@ pub enum FindError {
 /// The repository cannot be asked, or does not know the cluster or the timeline. A segment that is missing or cannot be read is no error:
 /// the report names it.
 pub async fn find(request: &FindRequest) -> Result<FindReport, FindError> {
-    let repository = Repository::open(&request.repository)?;
+    let repository = Repository::open(&request.repository).await?;
     let mut systems = catalog::load(&repository, &request.cluster, request.system).await?;
     let Some(SystemCatalog { catalog, .. }) = systems.pop() else {
         return Err(CatalogError::NoCluster {

@@ -28,7 +28,9 @@ const DEPTH: usize = 2;
 pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, PushError> {
     let request = job.request;
     let file = job.source.file;
-    let repository = Repository::open(&request.repository).map_err(|e| job.failed(e))?;
+    let repository = Repository::open(&request.repository)
+        .await
+        .map_err(|e| job.failed(e))?;
     let way = |level| {
         let workers = workers(level);
         Way {
@@ -46,7 +48,7 @@ pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, Pus
         let now = job.statement(&repository).await;
         // Gone before PostgreSQL knows: should it not hear of it, it asks again, and the file is compared with its object.
         marks.remove(file);
-        match now {
+        match now.map_err(|e| job.failed(e))? {
             Some((key, statement)) if statement.as_bytes() == mark => {
                 return Ok(job.report(key, PushOutcome::TakenAlong));
             }
@@ -151,7 +153,7 @@ impl Batch<'_> {
             return Ok(false);
         }
         if let Some(mark) = self.marks.read(file)
-            && let Some((_, statement)) = job.statement(self.repository).await
+            && let Ok(Some((_, statement))) = job.statement(self.repository).await
             && statement.as_bytes() == mark
         {
             self.turn(place).await;
@@ -169,6 +171,7 @@ impl Batch<'_> {
         }
         self.placed.send_replace(place + 1);
         let statement = job.statement(self.repository).await;
+        let statement = statement.map_err(|e| job.failed(e))?;
         let Some((_, statement)) = statement.filter(|_| job.source.is_unchanged()) else {
             return Ok(false);
         };

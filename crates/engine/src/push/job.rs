@@ -147,12 +147,32 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// What can be said now of the file and of its object in the repository; `None` where the object or the repository is not there, or
-    /// where the name does not lead to one object alone.
-    pub async fn statement(&self, repository: &Repository) -> Option<(String, String)> {
-        let key = self.keys().wal(&WalName::of_file(self.source.file)?);
-        let root = repository.root().await.ok()?;
-        let object = repository.store().head(&repository.key(&key).ok()?).await;
+    /// What can be said now of the file and of its object in the repository; `None` where the object is not there, or where the name does
+    /// not lead to one object alone.
+    ///
+    /// # Errors
+    /// Where the repository does not answer: whoever would store the file then waits for the same in vain.
+    pub async fn statement(
+        &self,
+        repository: &Repository,
+    ) -> Result<Option<(String, String)>, RepositoryError> {
+        let Some(name) = WalName::of_file(self.source.file) else {
+            return Ok(None);
+        };
+        let key = self.keys().wal(&name);
+        let place = repository.key(&key)?;
+        // At once: in a bucket each waits for an answer.
+        let object = repository.store().head(&place);
+        let (root, object) = futures::join!(repository.root(), object);
+        let (root, object) = match (root, object.map_err(|e| repository.failed(e))) {
+            (Ok(root), Ok(object)) => (root, object),
+            (Err(error), _) | (_, Err(error)) => {
+                return match error.trouble() {
+                    Trouble::Outage => Err(error),
+                    _ => Ok(None),
+                };
+            }
+        };
         let statement = Statement {
             file: self.source.file,
             stamp: &self.source.stamp,
@@ -160,9 +180,9 @@ impl<'a> Job<'a> {
             cluster: &self.request.cluster,
             location: &repository.location(),
             repository: root.repository_id,
-            object: &object.ok()?,
+            object: &object,
         };
-        Some((key, statement.to_string()))
+        Ok(Some((key, statement.to_string())))
     }
 
     /// Stores the file. Its object gets its name no sooner than `turn` has come.

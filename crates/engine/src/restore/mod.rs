@@ -120,7 +120,7 @@ pub struct RestoreReport {
 /// Plans a restore and proves that it can be begun: the target can be reached, the file map is whole, and the places are free and
 /// large enough. Writes nothing.
 pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreError> {
-    let repository = Repository::open(&request.repository)?;
+    let repository = Repository::open(&request.repository).await?;
     let mut systems = catalog::load(&repository, &request.cluster, request.system).await?;
     let registered: Vec<_> = systems
         .iter()

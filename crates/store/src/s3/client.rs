@@ -4,6 +4,7 @@ use aws_config::BehaviorVersion;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
@@ -24,11 +25,31 @@ const ANY_REGION: &str = "us-east-1";
 pub(super) async fn build(settings: &S3Settings) -> Result<Client, StoreError> {
     check(settings)?;
     let shared = match &settings.credentials {
-        S3Credentials::Chain { profile } => {
+        S3Credentials::Chain {
+            profile,
+            credentials_file,
+        } => {
             let mut loader = aws_config::defaults(BehaviorVersion::latest())
                 .http_client(https(TrustStore::default())?);
             if let Some(profile) = profile {
                 loader = loader.profile_name(profile);
+            }
+            if let Some(file) = credentials_file {
+                // The chain would go on without it, and say in the end that nothing is left.
+                std::fs::File::open(file).map_err(|cause| {
+                    invalid(settings)
+                        .because(format!(
+                            "the credentials file {} cannot be read",
+                            file.display()
+                        ))
+                        .with_source(cause)
+                })?;
+                loader = loader.profile_files(
+                    EnvConfigFiles::builder()
+                        .include_default_config_file(true)
+                        .with_file(EnvConfigFileKind::Credentials, file)
+                        .build(),
+                );
             }
             if let Some(region) = region(settings) {
                 loader = loader.region(region);

@@ -91,16 +91,7 @@ impl Bucket {
     }
 
     fn location(&self) -> String {
-        let S3Settings {
-            bucket, endpoint, ..
-        } = &self.settings;
-        let place = self.name("");
-        let place = place.trim_end_matches('/');
-        let slash = if place.is_empty() { "" } else { "/" };
-        let at = endpoint.as_deref().map_or(String::new(), |endpoint| {
-            format!(" at {}", client::without_password(endpoint))
-        });
-        format!("s3://{bucket}{slash}{place}{at}")
+        self.settings.location()
     }
 
     fn error(&self, kind: StoreErrorKind, operation: &'static str, key: &str) -> StoreError {

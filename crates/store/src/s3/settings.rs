@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::client::without_password;
+
 /// Where the bucket is, and how it is spoken to. [`S3Settings::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct S3Settings {
@@ -58,7 +60,10 @@ impl S3Settings {
             region: None,
             endpoint: None,
             path_style: false,
-            credentials: S3Credentials::Chain { profile: None },
+            credentials: S3Credentials::Chain {
+                profile: None,
+                credentials_file: None,
+            },
             ca_file: None,
             storage_class: None,
             encryption: None,
@@ -70,6 +75,21 @@ impl S3Settings {
             request_deadline: Duration::from_secs(10),
             operation_deadline: Duration::from_secs(40),
         }
+    }
+
+    /// Where that is, for people.
+    pub fn location(&self) -> String {
+        let Self {
+            bucket,
+            prefix,
+            endpoint,
+            ..
+        } = self;
+        let slash = if prefix.is_empty() { "" } else { "/" };
+        let at = endpoint.as_deref().map_or(String::new(), |endpoint| {
+            format!(" at {}", without_password(endpoint))
+        });
+        format!("s3://{bucket}{slash}{prefix}{at}")
     }
 
     /// S3 demands a checksum with Object Lock, whatever is set; the SDK knows nothing of that.
@@ -85,6 +105,8 @@ pub enum S3Credentials {
     Chain {
         /// In AWS's own files; `None`: `AWS_PROFILE`, else `default`.
         profile: Option<String>,
+        /// In place of what `AWS_SHARED_CREDENTIALS_FILE` names, else `~/.aws/credentials`.
+        credentials_file: Option<PathBuf>,
     },
     /// Given outright.
     Static {

@@ -45,9 +45,13 @@ async fn awss_chain_finds_the_credentials() {
         settings.path_style = true;
         settings.credentials = S3Credentials::Chain {
             profile: Some("backups".to_owned()),
+            credentials_file: None,
         };
         can_be_used(settings.clone()).await.unwrap();
-        settings.credentials = S3Credentials::Chain { profile: None };
+        settings.credentials = S3Credentials::Chain {
+            profile: None,
+            credentials_file: None,
+        };
         let error = can_be_used(settings).await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::PermissionDenied, "{error:?}");
         assert!(error.to_string().contains("credentials"), "{error}");

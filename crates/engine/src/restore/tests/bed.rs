@@ -14,7 +14,7 @@ use walden_store::{LocalStore, PutMode};
 
 use crate::codec::{FrameCompressor, encode_head, encode_tail};
 use crate::host;
-use crate::repository::{Repository, RepositorySettings};
+use crate::repository::{Place, Repository, RepositorySettings};
 use crate::restore::RestoreRequest;
 
 pub const CONTROL_BYTES: &[u8] = &[7; 8192];
@@ -102,7 +102,7 @@ impl Bed {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("repository");
         LocalStore::create_root(&root).unwrap();
-        let repository = Repository::open(&settings(&root)).unwrap();
+        let repository = Repository::open(&settings(&root)).await.unwrap();
         let bed = Bed {
             keys: SystemKeys {
                 cluster: "main".parse().unwrap(),
@@ -431,7 +431,7 @@ impl Bed {
 fn settings(root: &Path) -> RepositorySettings {
     RepositorySettings {
         name: "here".into(),
-        path: root.to_path_buf(),
+        place: Place::Folder(root.to_path_buf()),
         id: None,
     }
 }

@@ -1,0 +1,49 @@
+//! What the configuration says of a repository.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use walden_model::RandomId;
+use walden_store::S3Settings;
+
+/// Where a repository is, as the configuration says.
+#[derive(Debug, Clone)]
+pub struct RepositorySettings {
+    /// For people.
+    pub name: String,
+    /// A folder or a bucket.
+    pub place: Place,
+    /// The repository id that must be found there, if the configuration pins it.
+    pub id: Option<RandomId>,
+}
+
+/// What keeps a repository's objects. Displayed, it is where the repository is, for people.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// An absolute path.
+    Folder(PathBuf),
+    /// A bucket, or what is below a prefix in it.
+    Bucket(Box<S3Settings>),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Folder(path) => path.display().fmt(f),
+            Place::Bucket(s3) => f.write_str(&s3.location()),
+        }
+    }
+}
+
+impl RepositorySettings {
+    /// For a caller who has no more time than this: no operation in a bucket waits longer for the store, where it moves few bytes. But one
+    /// request always has its own deadline's time, or a store that is slow would never answer in time.
+    #[must_use]
+    pub fn within(mut self, time: Duration) -> Self {
+        if let Place::Bucket(s3) = &mut self.place {
+            s3.operation_deadline = s3.operation_deadline.min(time.max(s3.request_deadline));
+        }
+        self
+    }
+}
