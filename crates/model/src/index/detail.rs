@@ -134,8 +134,8 @@ impl DetailReader {
     /// Whether no more bytes of following segments are needed.
     #[must_use]
     pub fn is_joined(&self) -> bool {
-        /// `XLOG_BLCKSZ`.
-        const PAGE: u64 = 8192;
+        /// The largest `XLOG_BLCKSZ`, of which every other is a part.
+        const PAGE: u64 = 64 << 10;
         let end = self.first.as_ref().map(|first| {
             let tail = first.tail.as_ref();
             tail.and_then(|tail| tail.end_lsn).unwrap_or_default()

@@ -240,9 +240,7 @@ impl Gatherer {
             }
             Event::Locks(locks) => {
                 for (xid, what) in locks {
-                    if let Some(facts) = self.facts(xid, lsn, 1)
-                        && !facts.locks.iter().any(|lock| lock.what == what)
-                    {
+                    if let Some(facts) = self.facts(xid, lsn, 1) {
                         facts.locks.push(At { what, lsn });
                     }
                 }

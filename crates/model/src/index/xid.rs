@@ -55,10 +55,29 @@ impl XidRange {
         }
     }
 
-    /// Makes the range cover another.
+    /// Makes the range cover another. Two that together go around the circle become all ids.
     pub fn cover(&mut self, other: &XidRange) {
-        self.extend(other.oldest);
-        self.extend(other.newest);
+        let length = |range: &Self| i64::from(range.newest.wrapping_sub(range.oldest));
+        // Places on a line on which this range begins at 0.
+        let apart = other.oldest.wrapping_sub(self.oldest);
+        let begin = if self.contains(other.oldest) {
+            i64::from(apart)
+        } else {
+            i64::from(apart.cast_signed())
+        };
+        let first = begin.min(0);
+        let last = length(self).max(begin + length(other));
+        *self = if last - first < i64::from(u32::MAX) {
+            Self {
+                oldest: self.oldest.wrapping_add(first as u32),
+                newest: self.oldest.wrapping_add(last as u32),
+            }
+        } else {
+            Self {
+                oldest: 0,
+                newest: u32::MAX,
+            }
+        };
     }
 
     /// Both ranges, as far as there are any.
@@ -108,5 +127,65 @@ impl Hasher for XidHasher {
     fn write_u32(&mut self, number: u32) {
         let product = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         self.0 = product ^ (product >> 32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range() -> impl Strategy<Value = XidRange> {
+        let lengths = prop_oneof![0..100_u32, any::<u32>()];
+        (any::<u32>(), lengths).prop_map(|(oldest, length)| XidRange {
+            oldest,
+            newest: oldest.wrapping_add(length),
+        })
+    }
+
+    #[test]
+    fn ids_of_more_than_half_the_circle_stay_covered() {
+        let mut range = XidRange {
+            oldest: 1000,
+            newest: 2000,
+        };
+        range.cover(&XidRange {
+            oldest: 2000,
+            newest: (1 << 31) + 5000,
+        });
+        assert!(range.contains(1_000_000), "expected 1000000 in {range:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn two_ranges_ids_are_in_the_range_that_covers_both(
+            one in range(),
+            other in range(),
+            at in any::<u32>(),
+        ) {
+            let mut both = one;
+            both.cover(&other);
+            for range in [one, other] {
+                let length = range.newest.wrapping_sub(range.oldest);
+                let within = range.oldest.wrapping_add(at.checked_rem(length).unwrap_or(0));
+                for xid in [range.oldest, range.newest, within] {
+                    prop_assert!(both.contains(xid), "{xid} of {one:?} and {other:?} in {both:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn near_ranges_are_covered_without_more(
+            oldest in any::<u32>(),
+            lengths in (0..1000_u32, 0..1000_u32),
+            apart in -2000..2000_i32,
+        ) {
+            let mut both = XidRange { oldest, newest: oldest.wrapping_add(lengths.0) };
+            let begin = oldest.wrapping_add_signed(apart);
+            both.cover(&XidRange { oldest: begin, newest: begin.wrapping_add(lengths.1) });
+            let expected = (apart + lengths.1.cast_signed()).max(lengths.0.cast_signed()) - apart.min(0);
+            prop_assert_eq!(both.newest.wrapping_sub(both.oldest).cast_signed(), expected);
+        }
     }
 }

@@ -65,6 +65,12 @@ impl Gatherer {
                     None => TransactionFacts::new(entry.xid, entry.first_lsn),
                 };
                 facts.top = tops.get(&facts.xid).copied();
+                // Each checkpoint tells the locks that are held once more.
+                facts
+                    .locks
+                    .sort_unstable_by_key(|lock| (lock.what, lock.lsn));
+                facts.locks.dedup_by_key(|lock| lock.what);
+                facts.locks.sort_by_key(|lock| lock.lsn);
                 for row in rows.chain(chain) {
                     let of = |rows, lsn| RowsOf {
                         file: row.file,
