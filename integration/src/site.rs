@@ -91,7 +91,7 @@ pub struct Backup {
 /// Files with their size, change time and link target: what `find -ls` would show.
 pub type Survey = BTreeMap<PathBuf, String>;
 
-/// A production cluster that archives with `walden-wal-push` into a repository in `<dir>/repository`.
+/// A production cluster that archives with `walden-wal-push` into a repository, which is in `<dir>/repository` unless it is said to be elsewhere.
 #[derive(Debug)]
 pub struct Site<'a> {
     /// Its PostgreSQL.
@@ -102,6 +102,8 @@ pub struct Site<'a> {
     pub binaries: Binaries,
     /// The cluster.
     pub production: Cluster,
+    /// What the configuration says of the repository beside its name.
+    place: String,
 }
 
 impl<'a> Site<'a> {
@@ -112,6 +114,22 @@ impl<'a> Site<'a> {
     pub fn new(
         install: &'a PgInstall,
         dir: &'a TestDir,
+        customize: impl FnOnce(ClusterBuilder<'a>) -> ClusterBuilder<'a>,
+    ) -> Result<Self> {
+        let folder = format!("path: {}", dir.join("repository").display());
+        let site = Self::unregistered(install, dir, &folder, customize)?;
+        site.walden(&["init"])?.exited(0)?;
+        Ok(site)
+    }
+
+    /// Makes a cluster for a repository at `place`, such as `s3: { bucket: b }`. It is neither registered nor started.
+    ///
+    /// # Errors
+    /// Where anything on the way fails.
+    pub fn unregistered(
+        install: &'a PgInstall,
+        dir: &'a TestDir,
+        place: &str,
         customize: impl FnOnce(ClusterBuilder<'a>) -> ClusterBuilder<'a>,
     ) -> Result<Self> {
         let binaries = Binaries::stage(dir)?;
@@ -131,9 +149,9 @@ impl<'a> Site<'a> {
             dir,
             binaries,
             production,
+            place: place.to_owned(),
         };
         site.configure("walden.yaml", &site.production, "")?;
-        site.walden(&["init"])?.exited(0)?;
         Ok(site)
     }
 
@@ -144,15 +162,15 @@ impl<'a> Site<'a> {
     pub fn configure(&self, name: &str, cluster: &Cluster, more: &str) -> Result<PathBuf> {
         let text = format!(
             "clusters:\n  main:\n    pgdata: {}\n    connection: {}\n{more}\
-             repositories:\n  - name: here\n    path: {}\n",
+             repositories:\n  - name: here\n    {}\n",
             cluster.pgdata().display(),
             cluster.connection_string(),
-            self.repository().display()
+            self.place
         );
         self.dir.server_file(name, text)
     }
 
-    /// The repository's folder.
+    /// The repository's folder, where it is one.
     #[must_use]
     pub fn repository(&self) -> PathBuf {
         self.dir.join("repository")

@@ -103,10 +103,11 @@ impl PgInstall {
     }
 
     /// Makes any program (Walden's, say) find this PostgreSQL first, with its own libraries, and
-    /// nothing of what the person who runs the tests has set for another one. English messages, UTC.
+    /// nothing of what the person who runs the tests has set for another one, or for AWS. English messages, UTC.
     pub fn set_environment(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("PG") {
+            let text = name.to_string_lossy();
+            if text.starts_with("PG") || text.starts_with("AWS_") {
                 command.env_remove(name);
             }
         }

@@ -31,6 +31,8 @@ pub enum Fault {
     Trickle(Duration),
     /// The answer's `ETag` is another.
     WrongEtag,
+    /// The store is gone: this connection and all later ones are cut, until [`FaultProxy::mend`].
+    Gone,
 }
 
 impl Fault {
@@ -64,6 +66,7 @@ struct State {
     /// Held by the one write that is under way, where it is to be the only one.
     writing: Mutex<()>,
     one_write: AtomicBool,
+    gone: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -123,6 +126,7 @@ impl FaultProxy {
 
     /// Takes all faults back.
     pub fn mend(&self) {
+        self.state.gone.store(false, Ordering::Relaxed);
         lock(&self.state.rules).clear();
     }
 
@@ -214,6 +218,12 @@ fn serve(state: &State, mut client: &TcpStream, server: SocketAddr) -> io::Resul
         client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let fault = state.fault(&request.first);
+    if matches!(fault, Some(Fault::Gone)) {
+        state.gone.store(true, Ordering::Relaxed);
+    }
+    if state.gone.load(Ordering::Relaxed) {
+        return client.shutdown(Shutdown::Both);
+    }
     match &fault {
         Some(Fault::Answer(status, headers, body)) => {
             io::copy(&mut client.take(length), &mut io::sink())?;

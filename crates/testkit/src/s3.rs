@@ -141,6 +141,14 @@ impl S3Server {
         SECRET_KEY
     }
 
+    /// AWS's credentials file, with the access key as the default profile's.
+    #[must_use]
+    pub fn credentials(&self) -> String {
+        format!(
+            "[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+        )
+    }
+
     /// Removes the bucket with all that is in it.
     ///
     /// # Errors
