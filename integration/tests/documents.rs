@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use walden_testkit::{Binaries, Cluster, PgInstall, TestDir, on_version, run, run_as_server};
 
 const README: &str = include_str!("../../README.md");
+const FIND: &str = include_str!("../../docs/find.md");
 const RUNBOOK: &str = include_str!("../../docs/restore.md");
 /// The documents speak of this one.
 const MAJOR: u16 = 17;
@@ -79,6 +80,38 @@ fn the_runbook() {
             "the new primary should be on a timeline of its own: {next}"
         );
         reader.cluster.wait_archived(&next)
+    });
+}
+
+#[test]
+fn what_happened_and_the_way_back() {
+    on_version(MAJOR, "find", |install, dir| {
+        let mut reader = Reader::new(install, dir)?;
+        let preparation = blocks(README);
+        let shell = preparation.iter().filter(|block| block.language == "sh");
+        for block in shell.take(4) {
+            reader.types(&block.text)?;
+        }
+        let blocks = blocks(FIND);
+        let shell = blocks.iter().filter(|block| block.language == "sh");
+        let mut said = Vec::new();
+        for block in shell {
+            said.push(reader.types(&block.text)?);
+        }
+        ensure!(
+            said.iter()
+                .any(|said| said.contains("DROP TABLE") && said.contains("postgres.public.orders")),
+            "the loss should be found by its name: {said:?}"
+        );
+        ensure!(
+            said.iter().any(|said| said == "1001\n"),
+            "the copy should have all orders: {said:?}"
+        );
+        ensure!(
+            reader.cluster.psql("SELECT count(*) FROM orders")? == "1001",
+            "the table should be back where it was lost"
+        );
+        Ok(())
     });
 }
 

@@ -14,7 +14,9 @@ use walden_model::target::{
 };
 use walden_pg::{Lsn, SystemIdentifier};
 
-pub use queries::{WalCommand, WalListArguments, WalShowArguments};
+pub use queries::{
+    FindArguments, WalCommand, WalListArguments, WalShowArguments, WindowsArguments,
+};
 
 use crate::command::Place;
 use crate::config::{LogLevel, Span};
@@ -54,6 +56,10 @@ pub enum Command {
     Backup(BackupArguments),
     /// Show the backups, and until where each can be restored
     ListBackups(ListArguments),
+    /// Show from when until when the cluster can be restored, to the exact last commit
+    Windows(WindowsArguments),
+    /// Find what took data away, with the command that goes back to just before it
+    Find(Box<FindArguments>),
     /// Plan a restore, and carry it out
     Restore(Box<RestoreArguments>),
     /// Look at archived WAL

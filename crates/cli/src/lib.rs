@@ -5,6 +5,7 @@ pub mod command;
 pub mod config;
 pub mod exit;
 pub mod fetch;
+mod find;
 mod logging;
 pub mod prefetch;
 mod problem;

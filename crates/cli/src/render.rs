@@ -1,20 +1,53 @@
 //! What people read: sizes, times, tables, pages. Values in, text out.
 
 mod backups;
+mod find;
 mod plan;
 #[cfg(test)]
 #[allow(clippy::expect_used, reason = "fixtures")]
 pub(crate) mod samples;
 mod segment;
 mod wal;
+mod windows;
 
+use std::path::Path;
 use std::time::Duration;
 
 pub use backups::{backups_json, backups_table};
+use comfy_table::{Table, TableStyle};
+pub use find::{findings_json, findings_page};
 use jiff::Timestamp;
 pub use plan::{Destination, plan_json, plan_page};
 pub use segment::{segment_json, segment_page};
 pub use wal::{WAL_JSON_END, wal_header, wal_json_begin, wal_json_line, wal_line};
+pub use windows::{windows_json, windows_table};
+
+/// A table with a header and a line for each row; no cell may hold a line's end.
+fn table<const COLUMNS: usize>(header: &[&str; COLUMNS], rows: Vec<[String; COLUMNS]>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(TableStyle::new())
+        .set_header(header.to_vec());
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+        .lines()
+        .fold(String::new(), |page, line| page + line.trim_end() + "\n")
+}
+
+/// A path as one word of a shell's command line.
+#[must_use]
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
+    if text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
 
 /// Bytes as PostgreSQL's `pg_size_pretty` shows them: the largest unit of which there are ten at least, powers of 1024.
 #[must_use]
@@ -87,14 +120,14 @@ mod tests {
     fn the_page_on_json_names_every_key_that_is_printed() {
         let page = include_str!("../../../docs/json.md");
         let destination = Destination {
-            directory: std::path::Path::new("/restored"),
+            directory: Path::new("/restored"),
             wal: None,
             extras: None,
             tablespaces: &[],
             other_systems: &[],
             as_root: false,
         };
-        let listing = backups_json(&samples::listing()).expect("JSON");
+        let listing = backups_json(&samples::listing(), samples::now()).expect("JSON");
         let plan = plan_json(&samples::plan(), &destination, false).expect("JSON");
         let segment = segment_json(&samples::shown_segment()).expect("JSON");
         let mut printed = std::collections::BTreeSet::new();
@@ -102,7 +135,9 @@ mod tests {
             let file = wal_json_line(&file).expect("JSON");
             keys(&serde_json::from_str(&file).expect("JSON"), &mut printed);
         }
-        for text in [listing, plan, segment] {
+        let windows = windows_json(&samples::windows(), samples::now()).expect("JSON");
+        let findings = findings_json(&samples::findings(), "walden").expect("JSON");
+        for text in [listing, plan, segment, windows, findings] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }
         printed.retain(|key| !page.contains(&format!("`{key}`")));

@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::exit::common;
 use crate::problem::Problem;
 use crate::progress;
-use crate::render::{self, Destination};
+use crate::render::{self, Destination, shell_word};
 use crate::walden::{call, print};
 
 /// PostgreSQL's `restore_command`, which is installed beside `walden`.
@@ -154,17 +154,6 @@ fn restore_command(program: &Path, settings: &Settings) -> Result<String, Proble
         "{program} --config {config} --cluster {} %f \"%p\"",
         settings.cluster
     ))
-}
-
-/// A path as one word of a shell's command line.
-fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
-    if text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
 }
 
 #[cfg(test)]

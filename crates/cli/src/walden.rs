@@ -7,19 +7,22 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Parser;
+use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use walden_engine::backup::{self, BackupReport, BackupRequest};
 use walden_engine::init::{InitReport, InitRequest, init};
 use walden_engine::list::{ListRequest, list};
+use walden_engine::windows::windows;
 
 use crate::arguments::{
     Arguments, BackupArguments, CheckpointMode, Command, InitArguments, ListArguments,
+    WindowsArguments,
 };
 use crate::command::{print_clap, run};
 use crate::config::{LogLevel, Settings};
 use crate::exit::common;
 use crate::problem::Problem;
-use crate::{logging, progress, render, restore, wal};
+use crate::{find, logging, progress, render, restore, wal};
 
 /// Damaged blocks that are named on standard error; the commit document names more.
 const DAMAGED_SHOWN: usize = 10;
@@ -55,6 +58,8 @@ fn carry_out(
         Command::Init(arguments) => run_init(settings, arguments),
         Command::Backup(arguments) => run_backup(settings, arguments),
         Command::ListBackups(arguments) => run_list(settings, &arguments),
+        Command::Windows(arguments) => run_windows(settings, &arguments),
+        Command::Find(arguments) => find::run(settings, *arguments),
         Command::Restore(arguments) => restore::run(settings, *arguments, executable),
         Command::Wal(command) => wal::run(settings, command),
     }
@@ -265,9 +270,24 @@ fn run_list(settings: Settings, arguments: &ListArguments) -> Result<u8, Problem
     };
     let listing = call(list(&request))?;
     let page = if arguments.json {
-        render::backups_json(&listing).map_err(Problem::failure)?
+        render::backups_json(&listing, Timestamp::now()).map_err(Problem::failure)?
     } else {
-        render::backups_table(&listing)
+        render::backups_table(&listing, Timestamp::now())
+    };
+    print(&page)?;
+    Ok(common::OK)
+}
+
+fn run_windows(settings: Settings, arguments: &WindowsArguments) -> Result<u8, Problem> {
+    let request = ListRequest {
+        repository: settings.repository,
+        cluster: settings.cluster,
+    };
+    let windows = call(windows(&request))?;
+    let page = if arguments.json {
+        render::windows_json(&windows, Timestamp::now()).map_err(Problem::failure)?
+    } else {
+        render::windows_table(&windows, Timestamp::now())
     };
     print(&page)?;
     Ok(common::OK)

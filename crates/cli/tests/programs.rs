@@ -229,7 +229,7 @@ fn results_go_to_standard_output_and_refusals_do_not() {
     let json: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(
         json,
-        serde_json::json!({"version": 1, "cluster": "main", "backups": [], "unfinished": [], "conflicts": [], "damaged_documents": []})
+        serde_json::json!({"version": 1, "cluster": "main", "restorable_until": null, "would_be_lost_seconds": null, "backups": [], "unfinished": [], "conflicts": [], "damaged_documents": []})
     );
 
     let target = bench.path("restored");
@@ -304,6 +304,58 @@ fn archived_wal_is_listed_and_shown() {
     bench.run(WALDEN, &["wal", "show"], 2);
     bench.run(WALDEN, &["wal", "show", "00000001.history"], 2);
     bench.run(WALDEN, &["wal", "list", "--timeline", "0"], 2);
+}
+
+#[test]
+fn an_archive_without_backups_has_no_windows_and_finds_nothing() {
+    let bench = Bench::new();
+    bench.run(WALDEN, &["init"], 0);
+    bench.run(PUSH, &[&bench.segment_path()], 0);
+    let (stdout, _) = bench.run(WALDEN, &["windows"], 0);
+    assert!(
+        stdout.starts_with("nothing of cluster main can be restored yet"),
+        "{stdout}"
+    );
+    let (stdout, _) = bench.run(WALDEN, &["windows", "--json"], 0);
+    let json: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(json["windows"], serde_json::json!([]));
+    let (stdout, _) = bench.run(WALDEN, &["find"], 0);
+    assert!(stdout.starts_with("nothing was found\n"), "{stdout}");
+    let between = ["2026-11-22 14:00Z", "2026-11-22 15:00Z"];
+    let (stdout, _) = bench.run(
+        WALDEN,
+        &[
+            "find",
+            "--dropped",
+            "--between",
+            between[0],
+            between[1],
+            "--json",
+        ],
+        0,
+    );
+    let json: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(json["findings"], serde_json::json!([]));
+    for (wrong, says) in [
+        (&["--between", between[0]][..], "2 values required"),
+        (
+            &["--between", between[1], between[0]],
+            "the other way round",
+        ),
+        (
+            &["--between", "2026-11-22 14:00", between[1]],
+            "has no zone",
+        ),
+        (&["--deleted-more-than", "many"], "invalid value"),
+    ] {
+        let arguments = [&["find"], wrong].concat();
+        let (_, stderr) = bench.run(WALDEN, &arguments, 2);
+        assert!(
+            stderr.contains(says),
+            "{wrong:?} should say {says:?}: {stderr}"
+        );
+    }
+    bench.run(WALDEN, &["find", "--target-timeline", "9"], 1);
 }
 
 #[test]

@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use comfy_table::{Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 use walden_engine::list::{ListedBackup, Listing, SystemListing};
+use walden_engine::windows::RestoreWindow;
+use walden_model::index::End;
 use walden_model::{
-    BackupId, BackupKind, BackupRecord, ClusterName, DamagedBlock, Gap, Tablespace,
+    BackupId, BackupKind, BackupRecord, ClusterName, DamagedBlock, DamagedDocument, Gap,
+    Tablespace, postgres_time,
 };
 use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
-use super::{moment, size, span};
+use super::windows::{loss_line, lost_seconds};
+use super::{moment, size, span, table};
 
 const COLUMNS: [&str; 16] = [
     "BACKUP",
@@ -36,7 +39,7 @@ const COLUMNS: [&str; 16] = [
 
 /// One line a backup, oldest first; below, what else a person should know of.
 #[must_use]
-pub fn backups_table(listing: &Listing) -> String {
+pub fn backups_table(listing: &Listing, now: Timestamp) -> String {
     let mut page = String::new();
     for system in &listing.systems {
         if listing.systems.len() > 1 {
@@ -52,6 +55,7 @@ pub fn backups_table(listing: &Listing) -> String {
         }
         page.push_str(&system_page(&listing.cluster, system));
     }
+    page.push_str(&loss_line(newest(listing), now));
     for document in &listing.damaged_registrations {
         let _ = writeln!(
             page,
@@ -62,11 +66,16 @@ pub fn backups_table(listing: &Listing) -> String {
     page
 }
 
+/// The newest window of the system identifier that was registered last.
+fn newest(listing: &Listing) -> Option<&RestoreWindow> {
+    listing.systems.last()?.newest.as_ref()
+}
+
 fn system_page(cluster: &ClusterName, system: &SystemListing) -> String {
     let mut page = if system.backups.is_empty() {
         format!("cluster {cluster} has no backup yet: take one with walden backup\n")
     } else {
-        table(&system.backups)
+        table(&COLUMNS, system.backups.iter().map(row).collect())
     };
     for backup in &system.backups {
         for key in &backup.missing_packs {
@@ -107,20 +116,6 @@ fn system_page(cluster: &ClusterName, system: &SystemListing) -> String {
     page
 }
 
-fn table(backups: &[ListedBackup]) -> String {
-    let mut table = Table::new();
-    table.load_style(TableStyle::new()).set_header(COLUMNS);
-    for backup in backups {
-        table.add_row(row(backup));
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table
-        .lines()
-        .fold(String::new(), |page, line| page + line.trim_end() + "\n")
-}
-
 fn row(backup: &ListedBackup) -> [String; 16] {
     let record = &backup.record;
     let annotations: Vec<String> = record
@@ -134,8 +129,11 @@ fn row(backup: &ListedBackup) -> [String; 16] {
         Ok(window) => {
             let until = match (window.whole, window.timeline == record.timeline) {
                 (false, _) => "its WAL is missing".to_owned(),
-                (true, true) => window.until.to_string(),
-                (true, false) => format!("{} on timeline {}", window.until, window.timeline),
+                (true, true) => until(backup, window.until),
+                (true, false) => {
+                    let until = until(backup, window.until);
+                    format!("{until} on timeline {}", window.timeline)
+                }
             };
             (
                 until,
@@ -176,6 +174,16 @@ fn row(backup: &ListedBackup) -> [String; 16] {
     ]
 }
 
+/// The last commit, else the end of the last segment.
+fn until(backup: &ListedBackup, wal_end: Lsn) -> String {
+    match &backup.until {
+        Some(End { xid, lsn, time, .. }) => {
+            format!("{}, transaction {xid} at {lsn}", postgres_time(*time))
+        }
+        None => wal_end.to_string(),
+    }
+}
+
 fn took(record: &BackupRecord) -> Duration {
     Duration::try_from(record.duration()).unwrap_or_default()
 }
@@ -208,6 +216,8 @@ fn damage(backup: &ListedBackup) -> Option<String> {
 struct Page<'a> {
     version: u32,
     cluster: &'a ClusterName,
+    restorable_until: Option<Timestamp>,
+    would_be_lost_seconds: Option<f64>,
     backups: Vec<Backup<'a>>,
     unfinished: Vec<Unfinished<'a>>,
     damaged_documents: Vec<Damaged<'a>>,
@@ -249,13 +259,14 @@ struct Window {
     timeline: TimelineId,
     until: Lsn,
     last_segment: Option<String>,
+    last_commit: Option<End>,
     first_gap: Option<JsonGap>,
     /// Whether the WAL is there without which the backup cannot be restored at all.
     whole: bool,
 }
 
 #[derive(Serialize)]
-struct JsonGap {
+pub(super) struct JsonGap {
     timeline: TimelineId,
     first: String,
     last: String,
@@ -277,17 +288,28 @@ struct Unfinished<'a> {
 }
 
 #[derive(Serialize)]
-struct Damaged<'a> {
+pub(super) struct Damaged<'a> {
     key: &'a str,
     why: &'a str,
 }
 
+impl<'a> From<&'a DamagedDocument> for Damaged<'a> {
+    fn from(document: &'a DamagedDocument) -> Self {
+        Self {
+            key: &document.key,
+            why: &document.why,
+        }
+    }
+}
+
 /// The same as [`backups_table`], and more, for programs.
-pub fn backups_json(listing: &Listing) -> Result<String, serde_json::Error> {
+pub fn backups_json(listing: &Listing, now: Timestamp) -> Result<String, serde_json::Error> {
     let systems = &listing.systems;
     let page = Page {
         version: 1,
         cluster: &listing.cluster,
+        restorable_until: newest(listing).and_then(RestoreWindow::until),
+        would_be_lost_seconds: lost_seconds(newest(listing), now),
         backups: systems
             .iter()
             .flat_map(|system| &system.backups)
@@ -312,10 +334,7 @@ pub fn backups_json(listing: &Listing) -> Result<String, serde_json::Error> {
             .iter()
             .flat_map(|system| &system.damaged_documents)
             .chain(&listing.damaged_registrations)
-            .map(|document| Damaged {
-                key: &document.key,
-                why: &document.why,
-            })
+            .map(Damaged::from)
             .collect(),
         conflicts: systems
             .iter()
@@ -361,13 +380,14 @@ fn json_backup(backup: &ListedBackup) -> Backup<'_> {
             timeline: window.timeline,
             until: window.until,
             last_segment: window.last_segment.map(|segment| segment.to_string()),
+            last_commit: backup.until,
             first_gap: window.first_gap.as_ref().map(json_gap),
             whole: window.whole,
         }),
     }
 }
 
-fn json_gap(gap: &Gap) -> JsonGap {
+pub(super) fn json_gap(gap: &Gap) -> JsonGap {
     JsonGap {
         timeline: gap.timeline,
         first: gap.first.to_string(),
@@ -384,15 +404,16 @@ mod tests {
     #[test]
     fn a_list_has_one_line_a_backup_and_then_what_is_wrong() {
         assert_eq!(
-            backups_table(&samples::listing()),
+            backups_table(&samples::listing(), samples::now()),
             "\
-BACKUP                     KIND  ENDED                 TOOK      SIZE     STORED  RATIO  START      STOP       TIMELINE  POSTGRESQL  HOST           ANNOTATIONS     DAMAGE                      RESTORABLE UNTIL         FIRST GAP
-20261122T175007Z-0badcafe  full  2026-11-22T17:50:09Z  2.5s      4196 MB  547 MB  7.7    0/3000028  0/3000120  1         17.11       db1            none            none                        0/8000000 on timeline 2  none
-20261123T175007Z-0badcaff  full  2026-11-23T17:53:27Z  3min 20s  4196 MB  547 MB  7.7    0/9000028  0/9000120  2         17.11       db2 (standby)  reason=upgrade  1 object missing, 2 blocks  its WAL is missing       000000020000000000000009 to 00000002000000000000000A (conflict at 00000002000000000000000A, see quarantine)
+BACKUP                     KIND  ENDED                 TOOK      SIZE     STORED  RATIO  START      STOP       TIMELINE  POSTGRESQL  HOST           ANNOTATIONS     DAMAGE                      RESTORABLE UNTIL                                                           FIRST GAP
+20261122T175007Z-0badcafe  full  2026-11-22T17:50:09Z  2.5s      4196 MB  547 MB  7.7    0/3000028  0/3000120  1         17.11       db1            none            none                        2026-11-22 17:58:01.123456+00, transaction 745 at 0/6FFFF00 on timeline 2  none
+20261123T175007Z-0badcaff  full  2026-11-23T17:53:27Z  3min 20s  4196 MB  547 MB  7.7    0/9000028  0/9000120  2         17.11       db2 (standby)  reason=upgrade  1 object missing, 2 blocks  its WAL is missing                                                         000000020000000000000009 to 00000002000000000000000A (conflict at 00000002000000000000000A, see quarantine)
 missing: main/7123456789012345678/backups/20261123T175007Z-0badcaff/packs/00000003.zst, which backup 20261123T175007Z-0badcaff needs
 conflict: 00000002000000000000000A is archived, and another file of that name was set aside in quarantine; nobody can tell which of the two is this cluster's, so nothing is restored across it: take a new backup, and what comes after that is whole
 unfinished: 20261124T175007Z-0badcb00, begun 2026-11-24T17:50:07Z on db1: it runs, or was killed
 damaged: main/7123456789012345678/commits/x.json: its last line does not fit
+would be lost if the server died now: 12s, everything after 2026-11-22 17:58:01.123456+00
 damaged: the registration main/identity/7.json, so nothing of it is listed: a bit flipped
 "
         );
@@ -400,7 +421,7 @@ damaged: the registration main/identity/7.json, so nothing of it is listed: a bi
 
     #[test]
     fn json_says_its_version_and_what_the_table_says() {
-        let json = backups_json(&samples::listing()).expect("JSON");
+        let json = backups_json(&samples::listing(), samples::now()).expect("JSON");
         let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(value["version"], 1, "programs look at the version first");
         assert_eq!(value["cluster"], "main");
@@ -413,6 +434,8 @@ damaged: the registration main/identity/7.json, so nothing of it is listed: a bi
         assert_eq!(first["stop_lsn"], "0/3000120");
         assert_eq!(first["duration_seconds"], 2.5);
         assert_eq!(first["window"]["until"], "0/8000000");
+        assert_eq!(first["window"]["last_commit"]["xid"], 745);
+        assert_eq!(value["would_be_lost_seconds"], 12.0);
         assert_eq!(first["window"]["first_gap"], serde_json::Value::Null);
         let second = &value["backups"][1];
         assert_eq!(
@@ -445,10 +468,11 @@ damaged: the registration main/identity/7.json, so nothing of it is listed: a bi
             system.unfinished.clear();
             system.damaged_documents.clear();
             system.conflicts.clear();
+            system.newest = None;
         }
         listing.damaged_registrations.clear();
         assert_eq!(
-            backups_table(&listing),
+            backups_table(&listing, samples::now()),
             "cluster main has no backup yet: take one with walden backup\n"
         );
     }

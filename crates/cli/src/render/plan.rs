@@ -181,15 +181,11 @@ fn last_commit(ending: &Ending) -> String {
     match &ending.last_commit {
         None => "no commit is replayed".to_owned(),
         Some(commit) => format!(
-            "last of {} replayed: {}, transaction {}, at {}",
-            if ending.commits == 1 {
-                "1 commit".to_owned()
-            } else {
-                format!("{} commits", ending.commits)
-            },
+            "last commit: {}, transaction {}, at {}; {} in all",
             postgres_time(commit.time),
             commit.xid,
-            commit.lsn
+            commit.lsn,
+            ending.commits
         ),
     }
 }
@@ -438,7 +434,7 @@ Restore of cluster main into /restored
 
 target     --target-lsn 0/7000000, exclusive, then pause
 ends       before the record at 0/7000028
-           last of 12 commits replayed: 2026-11-22 17:58:01.123456+00, transaction 745, at 0/6FFFF00
+           last commit: 2026-11-22 17:58:01.123456+00, transaction 745, at 0/6FFFF00; 12 in all
 backup     20261122T175007Z-0badcafe, ended 2026-11-22T17:50:09Z at 0/3000120 on timeline 1
 timeline   1 until 0/5000000, then 2
 WAL        5 segments, 22 MB stored

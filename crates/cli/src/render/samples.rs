@@ -1,5 +1,6 @@
 //! Values for the tests of what is rendered.
 
+mod found;
 mod wal;
 
 use walden_engine::list::{ListedBackup, Listing, SystemListing};
@@ -13,6 +14,7 @@ use walden_model::{
 use walden_pg::history::TimelineSpan;
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 
+pub use found::{findings, newest, now, windows};
 pub use wal::{archived_wal, shown_segment};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_123_456_789_012_345_678);
@@ -121,7 +123,7 @@ pub fn listing() -> Listing {
                         first_gap: None,
                         whole: true,
                     }),
-                    until: None,
+                    until: Some(last_commit()),
                     missing_packs: vec![],
                 },
                 ListedBackup {
@@ -149,7 +151,7 @@ pub fn listing() -> Listing {
                 key: format!("main/{SYSTEM}/commits/x.json"),
                 why: "its last line does not fit".to_owned(),
             }],
-            newest: None,
+            newest: Some(newest()),
             conflicts: vec![segment(2, 10)],
         }],
         damaged_registrations: vec![DamagedDocument {
