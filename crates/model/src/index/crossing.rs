@@ -146,7 +146,14 @@ pub(super) fn join(first: &SegmentIndex, following: &[&SegmentIndex]) -> Result<
         Matter::No => false,
     };
     let bytes = match (parts.iter().all(Part::is_kept), matters) {
-        (true, _) => Some(parts.into_iter().flat_map(|part| part.kept).collect()),
+        (true, _) => {
+            let bytes: Vec<u8> = parts.into_iter().flat_map(|part| part.kept).collect();
+            let body = bytes.get(RecordHeader::LENGTH..).ok_or(BROKEN)?;
+            if !RecordHeader::proves(&bytes, crc32c(body)) {
+                return Err(BROKEN);
+            }
+            Some(bytes)
+        }
         (false, true) => return Err(Crossing::NeedsSegments),
         (false, false) => None,
     };

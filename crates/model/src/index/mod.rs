@@ -12,6 +12,8 @@ mod limit;
 mod matter;
 mod rows;
 mod summary;
+#[cfg(test)]
+mod tests;
 mod xid;
 
 pub use claim::claim;

@@ -47,7 +47,10 @@ impl Gatherer {
                     self.incomplete |= !counted;
                 }
             }
-            entry.facts = Some(Box::new(facts));
+            facts.top = None;
+            if facts != TransactionFacts::new(xid, facts.first_lsn) {
+                entry.facts = Some(Box::new(facts));
+            }
         }
     }
 
