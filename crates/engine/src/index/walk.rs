@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt, future};
 use walden_model::index::{Crossing, SegmentIndex, Summary, crossing};
-use walden_model::{Block, Level, Piece, SegmentRange};
+use walden_model::{Block, Level, Piece, RollUps, SegmentRange};
 use walden_pg::{SegmentName, WalSegmentSize};
 
 use super::{Indexes, LANES};
@@ -46,6 +46,34 @@ impl Route {
         match last.checked_sub(count) {
             Some(early) => (self.part(0, early), self.part(early + 1, last)),
             None => (Vec::new(), self.ranges.clone()),
+        }
+    }
+
+    /// Whether the route goes on behind this segment on another timeline, or not at all.
+    fn turns_behind(&self, number: u64) -> bool {
+        self.ranges.iter().any(|range| range.last == number)
+    }
+
+    /// How to read a range of the route. A roll-up may tell of a record that goes on behind its last segment on the same timeline: where the
+    /// route does not lead there, it says too much.
+    fn pieces(
+        &self,
+        roll_ups: &RollUps,
+        range: SegmentRange,
+        coarsest: Option<Level>,
+    ) -> Vec<Piece> {
+        let before = range.last.checked_sub(1);
+        match before.filter(|_| self.turns_behind(range.last)) {
+            None => roll_ups.pieces(range, coarsest),
+            Some(last) => {
+                let mut pieces = match range.first <= last {
+                    true => roll_ups.pieces(SegmentRange { last, ..range }, coarsest),
+                    false => Vec::new(),
+                };
+                let first = range.last;
+                pieces.push(Piece::Segments(SegmentRange { first, ..range }));
+                pieces
+            }
         }
     }
 
@@ -133,6 +161,7 @@ impl Indexes<'_> {
     ) -> Summaries<'_> {
         let reaches = |range: &SegmentRange| range.last - range.first + 1 >= Level::One.segments();
         let coarsest = coarsest.filter(|_| part.iter().any(reaches));
+        let way = route.clone();
         let fetched = async move {
             let pieces = match coarsest {
                 None => part.into_iter().map(Piece::Segments).collect(),
@@ -140,7 +169,7 @@ impl Indexes<'_> {
                     let roll_ups = self.roll_ups().await?;
                     let pieces = part
                         .into_iter()
-                        .flat_map(|range| roll_ups.pieces(range, coarsest));
+                        .flat_map(|range| way.pieces(roll_ups, range, coarsest));
                     pieces.collect()
                 }
             };

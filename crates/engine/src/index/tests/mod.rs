@@ -133,3 +133,26 @@ async fn without_roll_ups_the_last_commit_is_found_all_the_same() {
         Some(jiff::SignedDuration::from_secs(12))
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_roll_up_says_of_a_record_behind_the_last_segment_is_not_taken() {
+    let store = Million::new(5_000, true);
+    let repository = Repository::over(store.clone());
+    let mut loaded = catalog::load(&repository, &cluster(), None).await.unwrap();
+    let system = loaded.pop().unwrap();
+    let indexes = Indexes::new(&repository, &system.catalog);
+    let to = |last| SegmentRange {
+        timeline: walden_pg::TimelineId(1),
+        first: 256,
+        last,
+    };
+    for (last, pieces) in [(1023, 2 + 256), (1024, 3 + 1)] {
+        let summaries = indexes.summaries(vec![to(last)]);
+        let summaries: Vec<Summary> = summaries.try_collect().await.unwrap();
+        assert_eq!(
+            summaries.len(),
+            pieces,
+            "the last segment, {last}, must stand alone"
+        );
+    }
+}
