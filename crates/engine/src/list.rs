@@ -8,7 +8,7 @@ use walden_model::{BackupRecord, ClusterName, IdentityDocument};
 use walden_pg::SegmentName;
 
 use crate::catalog::{self, CatalogError, SystemCatalog};
-use crate::index::{Indexes, RunEnd};
+use crate::index::{Indexes, RunEnd, mark_breaks};
 use crate::repository::{Repository, RepositoryError, RepositorySettings};
 use crate::windows::{self, RestoreWindow};
 
@@ -97,7 +97,11 @@ pub(crate) async fn listing(
     repository: &Repository,
     system: SystemCatalog,
 ) -> Result<SystemListing, RepositoryError> {
-    let SystemCatalog { identity, catalog } = system;
+    let SystemCatalog {
+        identity,
+        mut catalog,
+    } = system;
+    mark_breaks(repository, &mut catalog).await?;
     let indexes = Indexes::new(repository, &catalog);
     // Runs that end with the same segment end with the same commit.
     let mut ends: BTreeMap<SegmentName, RunEnd> = BTreeMap::new();

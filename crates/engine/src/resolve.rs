@@ -127,7 +127,20 @@ impl<'a> Resolver<'a> {
                 )
                 .into())
             }
-            Around::Broken => Ok(by_names),
+            Around::Broken => {
+                let path = self.path(&by_names)?;
+                let run_end = path.gap_from(path.first_segment(&by_names.backup));
+                let broken = run_end.and_then(|gap| gap.broken);
+                // The first record at or behind it is the one that cannot be read.
+                if broken.is_some_and(|broken| path.number_of(broken.at) == path.number_of(lsn)) {
+                    let options = self.options;
+                    let end = broken.map_or(lsn, |broken| broken.at);
+                    let refused =
+                        no_record(self.catalog, self.target, options, &by_names, end, None);
+                    return Err(refused.into());
+                }
+                Ok(by_names)
+            }
         }
     }
 

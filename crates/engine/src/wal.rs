@@ -241,6 +241,7 @@ impl<F: FnMut(ArchivedWal) -> ControlFlow<()>> Order<F> {
             first,
             last: SegmentName::from_number(next.timeline, before, self.size),
             conflict: None,
+            broken: None,
         })
     }
 }

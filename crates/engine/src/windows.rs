@@ -6,7 +6,7 @@ use walden_model::{Catalog, ClusterName, IdentityDocument, TimelineWindow};
 use walden_pg::{SegmentName, TimelineId};
 
 use crate::catalog::{self, SystemCatalog};
-use crate::index::{Indexes, RunEnd};
+use crate::index::{Indexes, RunEnd, mark_breaks};
 use crate::list::{ListError, ListRequest};
 use crate::repository::{Repository, RepositoryError};
 
@@ -118,7 +118,11 @@ pub(crate) async fn of_system(
     repository: &Repository,
     system: SystemCatalog,
 ) -> Result<SystemWindows, RepositoryError> {
-    let SystemCatalog { identity, catalog } = system;
+    let SystemCatalog {
+        identity,
+        mut catalog,
+    } = system;
+    mark_breaks(repository, &mut catalog).await?;
     let indexes = Indexes::new(repository, &catalog);
     let mut timelines = Vec::new();
     for timeline in catalog.timelines_with_wal() {

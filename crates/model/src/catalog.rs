@@ -294,11 +294,22 @@ impl Catalog {
         let first = path.first_segment(backup);
         let last = path.unbroken_until(first);
         let next = last.map_or(first, |last| last.saturating_add(1));
+        let first_gap = path.gap_from(first);
         Ok(Window {
             timeline,
-            until: last.map_or(backup.start_lsn, |_| path.start_of(next)),
+            until: match (&first_gap, last) {
+                (
+                    Some(Gap {
+                        broken: Some(broken),
+                        ..
+                    }),
+                    _,
+                ) => broken.at,
+                (_, Some(_)) => path.start_of(next),
+                (_, None) => backup.start_lsn,
+            },
             last_segment: last.map(|last| path.name(last)),
-            first_gap: path.gap_from(next),
+            first_gap,
             whole: path.missing_for(backup).is_none(),
         })
     }

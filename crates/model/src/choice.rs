@@ -317,6 +317,8 @@ impl<'a> Search<'a, '_> {
         self.path.missing_for(backup).map(|missing| {
             if missing.in_conflict() {
                 CannotReach::OwnWalInConflict(missing.name)
+            } else if let Some(broken) = missing.broken() {
+                CannotReach::OwnWalBroken(missing.name, broken.at)
             } else {
                 CannotReach::OwnWalMissing(missing.name)
             }
@@ -443,7 +445,7 @@ impl<'a> Search<'a, '_> {
 
     /// The refusal for a segment that is not there: a hole, or the end.
     pub(crate) fn missing(&self, backup: &'a BackupRecord, missing: Missing) -> Unreachable {
-        let nearest = self.nearest_before(backup, missing.number);
+        let nearest = self.nearest_before(backup, &missing);
         match (missing.gap, &self.target.kind) {
             (None, TargetKind::Lsn(lsn)) => Unreachable::BeyondEnd {
                 lsn: *lsn,
@@ -469,10 +471,12 @@ impl<'a> Search<'a, '_> {
         }
     }
 
-    /// The nearest target before a missing segment: the start of the last segment that is there, where a record surely begins; or the
-    /// backup's own end.
-    fn nearest_before(&self, backup: &BackupRecord, missing: u64) -> Offer {
-        let start = missing.checked_sub(1).map(|last| self.path.start_of(last));
+    /// The nearest target before a missing segment: the start of the last segment that is there, where a record surely begins; in a broken one
+    /// its last commit; or the backup's own end.
+    fn nearest_before(&self, backup: &BackupRecord, missing: &Missing) -> Offer {
+        let reaches = missing.broken().and_then(|broken| broken.reaches);
+        let last = missing.number.checked_sub(1);
+        let start = reaches.or(last.map(|last| self.path.start_of(last)));
         match start.filter(|start: &Lsn| *start >= backup.stop_lsn) {
             Some(start) => self.offer(TargetKind::Lsn(start)),
             None => {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use walden_pg::{SegmentName, TimelineId};
+use walden_pg::{Lsn, SegmentName, TimelineId};
+
+use crate::index::StopReason;
 
 /// The archived segments of one timeline. A segment's number is its LSN divided by the segment size.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +16,19 @@ pub struct TimelineWal {
     /// Those of [`Self::segments`] that are in conflict: a person set aside another file of the same name, so nobody can tell whether
     /// what is archived is this cluster's. They count as missing, and as something that is behind a hole.
     pub conflicts: BTreeSet<u64>,
+    /// Those of [`Self::segments`] that recovery does not get past, as far as that was looked for.
+    pub breaks: BTreeMap<u64, Break>,
+}
+
+/// Where a segment ends recovery that is archived: it was damaged, or not yet finished, before that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Break {
+    /// Where the record begins that cannot be read.
+    pub at: Lsn,
+    /// [`StopReason::Damaged`], or [`StopReason::EndOfWal`], which is a break only where a way goes on behind the segment.
+    pub why: StopReason,
+    /// The segment's last commit before that, else its first record, where the record begins; `None` where no record is whole.
+    pub reaches: Option<Lsn>,
 }
 
 impl TimelineWal {
@@ -48,6 +63,12 @@ impl TimelineWal {
             .into_iter()
             .flat_map(|range| self.conflicts.range(range))
             .copied()
+    }
+
+    /// The first segment of this range that recovery does not get past.
+    pub(crate) fn first_break(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let range = (!range.is_empty()).then_some(range)?;
+        self.breaks.range(range).next().map(|(number, _)| *number)
     }
 
     /// The first segment.
@@ -116,7 +137,7 @@ impl TimelineWal {
     }
 }
 
-/// Missing segments of one timeline with later ones behind them, or in conflict; both ends are missing.
+/// Missing segments of one timeline with later ones behind them, or in conflict; both ends are missing. Or one that is there, and broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// The timeline.
@@ -127,6 +148,8 @@ pub struct Gap {
     pub last: SegmentName,
     /// The first of them that is archived and in conflict ([`TimelineWal::conflicts`]).
     pub conflict: Option<SegmentName>,
+    /// Where recovery ends in [`Self::first`], if that is archived and broken.
+    pub broken: Option<Break>,
 }
 
 impl Gap {
@@ -140,6 +163,13 @@ impl Gap {
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Break { at, why, .. }) = self.broken {
+            let first = self.first;
+            return match why {
+                StopReason::EndOfWal => write!(f, "{first}, in which WAL ends early, at {at}"),
+                _ => write!(f, "{first}, damaged at {at} before it was archived"),
+            };
+        }
         match (self.first == self.last, self.conflict) {
             (true, None) => write!(f, "{}", self.first),
             (true, Some(conflict)) => write!(f, "conflict at {conflict}, see quarantine"),
@@ -160,7 +190,7 @@ mod tests {
     fn wal(numbers: &[u64]) -> TimelineWal {
         TimelineWal {
             segments: numbers.iter().map(|&number| (number, 100)).collect(),
-            conflicts: BTreeSet::new(),
+            ..TimelineWal::default()
         }
     }
 

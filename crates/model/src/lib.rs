@@ -23,7 +23,7 @@ pub mod unreachable;
 pub mod windows;
 
 pub use catalog::{Catalog, DamagedDocument, MissingHistory, UnfinishedBackup, Window};
-pub use coverage::{Gap, TimelineWal};
+pub use coverage::{Break, Gap, TimelineWal};
 pub use digest::{Sha256Digest, ShortDigest};
 pub use document::{Document, DocumentError};
 pub use file_map::{Extent, FileBody, FileContent, FileEntry, FileEntryError};
@@ -45,6 +45,8 @@ pub use target::{
 pub use unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
 pub use windows::{TimelineWindow, WindowStart};
 
+#[cfg(test)]
+mod break_tests;
 #[cfg(test)]
 mod document_tests;
 #[cfg(test)]

@@ -208,7 +208,8 @@ impl fmt::Display for Note {
             ),
             Self::GapBehind(gap) => write!(
                 f,
-                "WAL is missing: {gap}. If the target does not lie before that, PostgreSQL will stop there with an error."
+                "WAL is {}: {gap}. If the target does not lie before that, PostgreSQL will stop there with an error.",
+                if gap.broken.is_some() { "broken" } else { "missing" }
             ),
             Self::BackupSkipped { backup, why } => write!(f, "The newer backup {backup} was passed over: {why}."),
             Self::DamagedBlocks(count) => {

@@ -7,7 +7,8 @@ use walden_pg::history::TimelineSpan;
 use walden_pg::{Lsn, SegmentName, TimelineId};
 
 use crate::catalog::{Catalog, MissingHistory};
-use crate::coverage::{Gap, TimelineWal};
+use crate::coverage::{Break, Gap, TimelineWal};
+use crate::index::StopReason;
 use crate::records::{BackupRecord, SegmentRange};
 
 /// The way to a timeline.
@@ -120,23 +121,52 @@ impl<'a> WalPath<'a> {
         })
     }
 
-    /// The last segment of the unbroken run from `first`; `None` where `first` itself is missing.
+    /// The last segment of the unbroken run from `first`, which may be broken itself; `None` where `first` is missing.
     #[must_use]
     pub fn unbroken_until(&self, first: u64) -> Option<u64> {
         let mut reached = None;
         for (timeline, range) in self.pieces_from(first) {
-            let Some(last) = self
-                .wal_of(timeline)
-                .and_then(|wal| wal.last_before_gap(*range.start()))
-            else {
+            let Some(wal) = self.wal_of(timeline) else {
                 break;
             };
-            reached = Some(last.min(*range.end()));
-            if last < *range.end() {
+            let Some(last) = wal.last_before_gap(*range.start()) else {
+                break;
+            };
+            let last = last.min(*range.end());
+            let broken = wal.first_break(*range.start()..=last);
+            reached = Some(broken.unwrap_or(last));
+            if broken.is_some() || last < *range.end() {
                 break;
             }
         }
         reached
+    }
+
+    /// Where recovery ends in this segment, if the archive goes on and recovery does not.
+    fn broken(&self, number: u64) -> Option<Break> {
+        self.broken_on(self.holder(number), number)
+    }
+
+    fn broken_on(&self, timeline: TimelineId, number: u64) -> Option<Break> {
+        let broken = self.wal_of(timeline)?.breaks.get(&number)?;
+        // A timeline that was left may well end in the middle of a segment.
+        let goes_on = || {
+            let next = number.checked_add(1);
+            next.is_some_and(|next| self.next_present(next).is_some())
+        };
+        (broken.why == StopReason::Damaged || goes_on()).then_some(*broken)
+    }
+
+    /// The gap that a broken segment is.
+    fn gap_in(&self, timeline: TimelineId, number: u64, broken: Break) -> Gap {
+        let name = SegmentName::from_number(timeline, number, self.catalog.segment_size);
+        Gap {
+            timeline,
+            first: name,
+            last: name,
+            conflict: None,
+            broken: Some(broken),
+        }
     }
 
     /// The first segment at or behind `first` that is there.
@@ -159,11 +189,17 @@ impl<'a> WalPath<'a> {
         (last >= self.number_of(span.begin)).then_some(last)
     }
 
-    /// The missing segments at or behind `from` that have later ones behind them, or are in conflict.
+    /// What ends the run from `from`: missing segments that have later ones behind them, or are in conflict, or the run's last one, which is
+    /// broken.
     #[must_use]
     pub fn gap_from(&self, from: u64) -> Option<Gap> {
         let missing = match self.unbroken_until(from) {
-            Some(last) => last.checked_add(1)?,
+            Some(last) => {
+                if let Some(broken) = self.broken(last) {
+                    return Some(self.gap_in(self.holder(last), last, broken));
+                }
+                last.checked_add(1)?
+            }
             None => from,
         };
         let last = match self.next_present(missing) {
@@ -179,6 +215,7 @@ impl<'a> WalPath<'a> {
             conflict: conflict
                 .filter(|conflict| *conflict <= last)
                 .map(|conflict| self.name(conflict)),
+            broken: None,
         })
     }
 
@@ -188,12 +225,21 @@ impl<'a> WalPath<'a> {
         let mut read = Vec::new();
         if first < last {
             let reached = self.unbroken_until(first);
-            if reached.is_none_or(|reached| reached < last - 1) {
-                return Err(self.missing(reached.map_or(first, |reached| reached + 1)));
+            let ends = |reached| reached < last - 1 || self.ends_in(reached, last - 1);
+            if reached.is_none_or(ends) {
+                return Err(self.missing_from(first));
             }
             read.extend(self.ranges(first, last - 1));
         }
         let timeline = self.last_holder(last, byte)?;
+        let broken = self.broken_on(timeline, last);
+        if let Some(broken) = broken.filter(|broken| byte >= broken.at) {
+            return Err(Missing {
+                number: last,
+                name: SegmentName::from_number(timeline, last, self.catalog.segment_size),
+                gap: Some(self.gap_in(timeline, last, broken)),
+            });
+        }
         match read.last_mut() {
             Some(run) if run.timeline == timeline => run.last = last,
             _ => read.push(SegmentRange {
@@ -208,9 +254,16 @@ impl<'a> WalPath<'a> {
     /// What recovery reads from the segment `first` through the whole segment `last`, and where.
     pub(crate) fn read_through(&self, first: u64, last: u64) -> Result<Vec<SegmentRange>, Missing> {
         match self.unbroken_until(first) {
-            Some(reached) if reached >= last => Ok(self.ranges(first, last).collect()),
-            reached => Err(self.missing(reached.map_or(first, |reached| reached + 1))),
+            Some(reached) if reached >= last && !self.ends_in(reached, last) => {
+                Ok(self.ranges(first, last).collect())
+            }
+            _ => Err(self.missing_from(first)),
         }
+    }
+
+    /// Whether the run that reaches `reached` ends in this segment because it is broken.
+    fn ends_in(&self, reached: u64, number: u64) -> bool {
+        reached == number && self.broken(number).is_some()
     }
 
     /// The segments from `first` to `last`, each on the timeline on which a way that goes on finds it; archived or not.
@@ -244,6 +297,7 @@ impl<'a> WalPath<'a> {
                     first: name(number),
                     last: name(*hole.end()),
                     conflict: wal.conflicts_in(hole).next().map(name),
+                    broken: None,
                 })
             });
             if hole.is_some() || byte >= span.begin {
@@ -257,7 +311,16 @@ impl<'a> WalPath<'a> {
         Err(self.missing(number))
     }
 
-    pub(crate) fn missing(&self, number: u64) -> Missing {
+    /// The segment that ends the run from `first`.
+    pub(crate) fn missing_from(&self, first: u64) -> Missing {
+        self.missing(match self.unbroken_until(first) {
+            Some(last) if self.broken(last).is_some() => last,
+            Some(last) => last.saturating_add(1),
+            None => first,
+        })
+    }
+
+    fn missing(&self, number: u64) -> Missing {
         Missing {
             number,
             name: self.name(number),
@@ -266,16 +329,21 @@ impl<'a> WalPath<'a> {
     }
 }
 
-/// A segment that recovery would ask for in vain.
+/// A segment that recovery would ask for in vain, or not get past.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Missing {
     pub(crate) number: u64,
     pub(crate) name: SegmentName,
-    /// The hole that begins with it; `None` where nothing is behind it.
+    /// The hole that begins with it, or itself where it is broken; `None` where nothing is behind it.
     pub(crate) gap: Option<Gap>,
 }
 
 impl Missing {
+    /// Where it is broken, if it is archived.
+    pub(crate) fn broken(&self) -> Option<Break> {
+        self.gap?.broken
+    }
+
     /// Whether it is archived, and in conflict.
     pub(crate) fn in_conflict(&self) -> bool {
         self.gap.is_some_and(|gap| gap.begins_in_conflict())

@@ -223,6 +223,7 @@ impl Summary {
     fn unread_fits(&self) -> bool {
         self.unread
             .iter()
+            .chain(&self.breaks)
             .all(|number| (self.first..=self.last).contains(number))
     }
 }
@@ -350,7 +351,7 @@ mod tests {
         let segments = runs.iter().cloned().flatten().map(|number| (number, 10));
         let wal = TimelineWal {
             segments: segments.collect(),
-            conflicts: BTreeSet::new(),
+            ..TimelineWal::default()
         };
         [(ONE, wal)].into()
     }

@@ -90,6 +90,8 @@ pub enum CannotReach {
     ObjectsMissing(Vec<String>),
     /// WAL without which it cannot be restored at all.
     OwnWalMissing(SegmentName),
+    /// WAL without which it cannot be restored at all was archived broken, and cannot be replayed from this LSN on.
+    OwnWalBroken(SegmentName, Lsn),
     /// WAL without which it cannot be restored at all is archived, and may be another server's.
     OwnWalInConflict(SegmentName),
 }
@@ -118,6 +120,11 @@ impl fmt::Display for CannotReach {
                     "the WAL segment {segment}, without which it never becomes consistent, is not in the repository: choose another backup"
                 )
             }
+            Self::OwnWalBroken(segment, at) => write!(
+                f,
+                "the WAL segment {segment}, without which it never becomes consistent, was broken at {at} before it was archived: choose \
+                 another backup, or take a new one"
+            ),
             Self::OwnWalInConflict(segment) => write!(
                 f,
                 "the WAL segment {segment}, without which it never becomes consistent, is in conflict: another file of that name was set \
@@ -131,7 +138,7 @@ impl fmt::Display for CannotReach {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{} on the way from backup {backup} to {target}: {gap}{}. What lies before can be reached, surely with {before}{}",
-    if gap.begins_in_conflict() { "WAL is in conflict" } else { "WAL is missing" },
+    trouble_text(gap),
     conflict_text(gap),
     behind_text(gap, behind.as_ref(), *may_lie_before)
 )]
@@ -353,7 +360,7 @@ pub enum Unreachable {
     },
     /// There is no restore point of that name.
     #[error(
-        "no restore point {name:?} is in the archived WAL of timeline {timeline}{}; {}", missing_text(gap.as_ref()), known_text(known)
+        "no restore point {name:?} is in the archived WAL of timeline {timeline}{}; {}", missing_text(gap.as_deref()), known_text(known)
     )]
     UnknownRestorePoint {
         /// What was asked for.
@@ -363,7 +370,7 @@ pub enum Unreachable {
         /// The last ones that there are, newest first.
         known: Vec<RestorePoint>,
         /// Segments that are missing, in which it could be.
-        gap: Option<Gap>,
+        gap: Option<Box<Gap>>,
     },
     /// Names cannot tell where the restore point is, and more than one backup could lead to it.
     #[error(
@@ -438,8 +445,17 @@ fn unfinished_text(unfinished: usize) -> String {
     }
 }
 
+fn trouble_text(gap: &Gap) -> &'static str {
+    match gap.broken {
+        Some(_) => "WAL is broken",
+        None if gap.begins_in_conflict() => "WAL is in conflict",
+        None => "WAL is missing",
+    }
+}
+
 fn conflict_text(gap: &Gap) -> &'static str {
     match gap.conflict {
+        None if gap.broken.is_some() => ", and PostgreSQL cannot replay what comes behind",
         Some(_) => {
             ": another file of that name was set aside there, and nobody can tell which of the two is this cluster's"
         }
@@ -454,7 +470,7 @@ fn behind_text(gap: &Gap, behind: Option<&Candidate>, may_lie_before: bool) -> S
             "; what lies behind can be reached from {} on, with backup {behind}",
             behind.stop_lsn
         ));
-    } else if gap.conflict.is_some() {
+    } else if gap.conflict.is_some() || gap.broken.is_some() {
         text.push_str(
             "; what lies behind can be reached once a new backup is taken, from its end on",
         );

@@ -95,7 +95,7 @@ impl Catalog {
                 last_segment: path.name(last),
                 segments: last - first + 1,
                 ranges: path.ranges(first, last).collect(),
-                gap: last.checked_add(1).and_then(|next| path.gap_from(next)),
+                gap: path.gap_from(first),
             };
             windows.push((last, window));
         }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use walden_engine::list::{ListedBackup, Listing, SystemListing};
 use walden_engine::windows::RestoreWindow;
-use walden_model::index::End;
+use walden_model::index::{End, StopReason};
 use walden_model::{
     BackupId, BackupKind, BackupRecord, ClusterName, DamagedBlock, DamagedDocument, Gap,
     Tablespace, postgres_time,
@@ -271,6 +271,14 @@ pub(super) struct JsonGap {
     first: String,
     last: String,
     conflict: Option<String>,
+    broken: Option<JsonBreak>,
+}
+
+/// Where and why recovery ends in a segment that is archived.
+#[derive(Serialize)]
+struct JsonBreak {
+    at: Lsn,
+    why: StopReason,
 }
 
 #[derive(Serialize)]
@@ -393,6 +401,10 @@ pub(super) fn json_gap(gap: &Gap) -> JsonGap {
         first: gap.first.to_string(),
         last: gap.last.to_string(),
         conflict: gap.conflict.map(|segment| segment.to_string()),
+        broken: gap.broken.map(|broken| JsonBreak {
+            at: broken.at,
+            why: broken.why,
+        }),
     }
 }
 

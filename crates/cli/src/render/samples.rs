@@ -108,6 +108,7 @@ pub fn listing() -> Listing {
         first: segment(2, 9),
         last: segment(2, 10),
         conflict: Some(segment(2, 10)),
+        broken: None,
     };
     Listing {
         cluster: "main".parse().expect("a name"),

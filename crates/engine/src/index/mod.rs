@@ -1,6 +1,7 @@
 //! Reading the commit index: of one segment from its tail, of many from roll-ups, and in full from a segment's own bytes.
 //! What is to be looked into, and what follows from it, `walden_model` decides.
 
+mod breaks;
 mod last;
 mod record;
 mod rollup;
@@ -8,6 +9,7 @@ mod rollup;
 mod tests;
 mod walk;
 
+pub use breaks::mark_breaks;
 pub use last::{LastCommit, RunEnd};
 pub use rollup::{RollUpReport, roll_up, write_roll_ups};
 pub use walk::Summaries;

@@ -257,7 +257,7 @@ impl Indexes<'_> {
     }
 
     /// The summary of one segment, with the record that goes on in the next. `next`: that one's index, if it was read.
-    async fn close(
+    pub(super) async fn close(
         &self,
         route: &Route,
         number: u64,
@@ -269,7 +269,7 @@ impl Indexes<'_> {
         };
         let mut known = next;
         let mut following: Vec<SegmentIndex> = Vec::new();
-        let mut untold = false;
+        let (mut untold, mut broken) = (false, false);
         if index.tail.is_some() {
             // Where the archive ends the record never becomes whole.
             for name in route.behind(number) {
@@ -290,6 +290,7 @@ impl Indexes<'_> {
                         break;
                     }
                     said => {
+                        broken = said == Crossing::Damaged;
                         index.absorb(&said);
                         break;
                     }
@@ -299,6 +300,9 @@ impl Indexes<'_> {
         let mut summary = Summary::of(number, &index);
         if untold && summary.unread.is_empty() {
             summary.unread.push(number);
+        }
+        if broken && summary.breaks.is_empty() {
+            summary.breaks.push(number);
         }
         Ok(summary)
     }

@@ -32,7 +32,7 @@ use index::FileIndex;
 
 use crate::catalog::{self, SystemCatalog};
 use crate::host;
-use crate::index::Indexes;
+use crate::index::{Indexes, mark_breaks};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositorySettings};
 use crate::resolve;
@@ -126,7 +126,11 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         .iter()
         .map(|system| system.identity.system_identifier)
         .collect();
-    let Some(SystemCatalog { identity, catalog }) = systems.pop() else {
+    let Some(SystemCatalog {
+        identity,
+        mut catalog,
+    }) = systems.pop()
+    else {
         return Err(catalog::CatalogError::NoCluster {
             name: repository.name().to_owned(),
             cluster: request.cluster.clone(),
@@ -139,6 +143,7 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         take_over: request.take_over,
         restore_command: request.restore_command.clone(),
     };
+    mark_breaks(&repository, &mut catalog).await?;
     let indexes = Indexes::new(&repository, &catalog);
     let plan = resolve::plan(&indexes, &catalog, &request.target, &options).await?;
     let places = Places::new(

@@ -16,8 +16,10 @@ pub enum Crossing {
     None,
     /// It is whole: the segment's index with what it says, and the moment that it is, if it is one.
     Said(Box<SegmentDetail>),
-    /// It never became whole: damaged, given up for another one at a promotion or after a crash, or the next segment is none of its followers.
+    /// It never became whole: given up for another one at a promotion or after a crash, or the next segment is none of its followers.
     Unreadable,
+    /// Its parts are there and do not fit together: one of them was damaged before its segment was archived. Recovery does not get past it.
+    Damaged,
     /// Its parts are not kept. Who needs it reads the segments ([`super::DetailReader::next_segment`]).
     NeedsSegments,
     /// It goes on behind the last of the segments that were given.
@@ -57,7 +59,7 @@ impl SegmentIndex {
     pub fn absorb(&mut self, crossing: &Crossing) {
         match crossing {
             Crossing::Said(said) => *self = said.index.clone(),
-            Crossing::Unreadable => self.tail = None,
+            Crossing::Unreadable | Crossing::Damaged => self.tail = None,
             Crossing::None | Crossing::NeedsSegments | Crossing::GoesOn => {}
         }
     }
@@ -123,21 +125,22 @@ pub(super) fn join(first: &SegmentIndex, following: &[&SegmentIndex]) -> Result<
     let mut parts = vec![tail_part];
     for segment in following {
         let part = segment.head.as_ref().and_then(Part::of).ok_or(BROKEN)?;
-        rest = rest.checked_sub(part.fragment.length).ok_or(BROKEN)?;
+        let length = part.fragment.length;
+        rest = rest.checked_sub(length).ok_or(Crossing::Damaged)?;
         parts.push(part);
         if rest == 0 {
             break;
         }
         // A segment that the record fills has none of its own.
         if segment.records > 0 || segment.tail.is_some() || segment.stopped.is_some() {
-            return Err(BROKEN);
+            return Err(Crossing::Damaged);
         }
     }
     if rest > 0 {
         return Err(Crossing::GoesOn);
     }
 
-    let header = proven_header(&parts).ok_or(BROKEN)?;
+    let header = proven_header(&parts).ok_or(Crossing::Damaged)?;
     let known = RecordHeader::parse(&header).ok_or(BROKEN)?;
     let version = MajorVersion(first.pg_version);
     let matters = match Matter::of(known.rmgr, known.info) {

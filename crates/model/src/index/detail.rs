@@ -164,7 +164,7 @@ impl DetailReader {
                 index.records = index.records.saturating_add(1);
                 index.tail = None;
             }
-            Err(Crossing::Unreadable) => index.tail = None,
+            Err(Crossing::Unreadable | Crossing::Damaged) => index.tail = None,
             Err(Crossing::NeedsSegments) => {
                 index.incomplete = true;
                 index.tail = None;

@@ -37,6 +37,10 @@ pub struct Summary {
     /// numbers. What they say is missing here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<u64>,
+    /// Segments that recovery may not get past, by what they say themselves: reading ended early as damage ends it, or as the end of WAL does,
+    /// which is a break only where later segments follow; or the record that goes on in the next segment is damaged. Their numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub breaks: Vec<u64>,
     /// Why reading the last segment ended before it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<StopReason>,
@@ -73,6 +77,10 @@ impl Summary {
                 Some(stopped) if !told(stopped) => vec![number],
                 _ => Vec::new(),
             },
+            breaks: match index.stopped.map(|stopped| stopped.why) {
+                Some(StopReason::Damaged | StopReason::EndOfWal) => vec![number],
+                Some(StopReason::Switch | StopReason::UnknownVersion) | None => Vec::new(),
+            },
             stopped: index.stopped.map(|stopped| stopped.why),
         }
     }
@@ -91,6 +99,7 @@ impl Summary {
             more_points: false,
             facts: false,
             unread: vec![number],
+            breaks: Vec::new(),
             stopped: None,
         }
     }
@@ -113,6 +122,7 @@ impl Summary {
             more_points: self.more_points || next.more_points || more,
             facts: self.facts || next.facts,
             unread: [self.unread.as_slice(), &next.unread].concat(),
+            breaks: [self.breaks.as_slice(), &next.breaks].concat(),
             stopped: next.stopped,
         }
     }

@@ -239,7 +239,7 @@ impl<'a, 't> Hunt<'a, 't> {
                     name: name.to_owned(),
                     timeline: self.search.timeline,
                     known: self.known.iter().rev().cloned().collect(),
-                    gap: self.first_gap(),
+                    gap: self.first_gap().map(Box::new),
                 });
             }
             _ => return Err(self.ambiguous(name, &reachable)),
@@ -269,7 +269,7 @@ impl<'a, 't> Hunt<'a, 't> {
 
     fn not_found(&self, kind: &TargetKind, start: Start<'a>, last: Option<End>) -> Unreachable {
         if self.search.path.gap_from(start.first).is_some() {
-            let missing = self.search.path.missing(start.last.saturating_add(1));
+            let missing = self.search.path.missing_from(start.first);
             return self.search.missing(start.backup, missing);
         }
         match kind {

@@ -136,9 +136,9 @@ pub fn no_record(
     let path = &search.path;
     let first = path.first_segment(&plan.backup);
     let backup = catalog.backup(&plan.backup.backup_id);
-    match (backup, path.unbroken_until(first)) {
-        (Some(backup), Some(last)) if path.gap_from(first).is_some() => {
-            search.missing(backup, path.missing(last.saturating_add(1)))
+    match backup {
+        Some(backup) if path.gap_from(first).is_some() => {
+            search.missing(backup, path.missing_from(first))
         }
         _ => Unreachable::AfterLastRecord {
             lsn: match target.kind {

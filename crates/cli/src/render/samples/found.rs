@@ -54,6 +54,7 @@ pub fn windows() -> Windows {
         first: segment(1, 5),
         last: segment(1, 6),
         conflict: None,
+        broken: None,
     });
     older.end = RunEnd {
         commit: LastCommit::Unknown,
@@ -154,6 +155,7 @@ pub fn findings() -> FindReport {
             first: segment(1, 5),
             last: segment(1, 6),
             conflict: None,
+            broken: None,
         }],
         unreadable: vec![segment(2, 7)],
         nameless: true,

@@ -221,6 +221,7 @@ pub fn archived_wal() -> Vec<ArchivedWal> {
                 first: segment(2, 6),
                 last: segment(2, 8),
                 conflict: None,
+                broken: None,
             }),
             conflict: true,
             ..file(WalName::Segment(segment(2, 9)), Indexed::Nothing)
