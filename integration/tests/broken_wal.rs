@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use walden_engine::index::LastCommit;
 use walden_engine::list::ListRequest;
-use walden_engine::repository::RepositorySettings;
+use walden_engine::repository::{Place, RepositorySettings};
 use walden_engine::windows::{self, RestoreWindow, SystemWindows};
 use walden_integration::{Said, Site, options, wait_open, wait_paused};
 use walden_pg::Lsn;
@@ -32,7 +32,7 @@ fn told(site: &Site<'_>) -> Result<SystemWindows> {
     let request = ListRequest {
         repository: RepositorySettings {
             name: "here".to_owned(),
-            path: site.repository(),
+            place: Place::Folder(site.repository()),
             id: None,
         },
         cluster: "main".parse()?,
