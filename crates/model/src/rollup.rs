@@ -323,7 +323,6 @@ pub enum Piece {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
