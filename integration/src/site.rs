@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use walden_engine::codec::{encode_tail, tail_of};
 use walden_pg::Lsn;
 use walden_testkit::{
     Binaries, Cluster, ClusterBuilder, PgInstall, Target, TestDir, Timestamp, pg_verifybackup,
@@ -261,6 +262,18 @@ impl<'a> Site<'a> {
         self.walden(&[&["restore", &directory], args].concat())
     }
 
+    /// What `walden restore --dry-run --json` prints.
+    ///
+    /// # Errors
+    /// Where it is refused or prints no JSON.
+    pub fn planned(&self, args: &[&str]) -> Result<Value> {
+        let said = self
+            .try_restore("restored", &[args, &["--dry-run", "--json"]].concat())?
+            .exited(0)
+            .with_context(|| format!("plan of {args:?}"))?;
+        serde_json::from_str(&said.stdout).context("a plan as JSON")
+    }
+
     /// Proves that a restore into `<dir>/<name>` is refused before a byte is written, and that its words name these.
     ///
     /// # Errors
@@ -294,6 +307,35 @@ impl<'a> Site<'a> {
         let last = self.production.switch_wal()?;
         self.production.wait_archived(&last)?;
         Ok(last)
+    }
+
+    /// Takes the index out of every stored segment, as a writer would have left them that knows none; how many had one.
+    ///
+    /// # Errors
+    /// Where one cannot be read or written.
+    pub fn strip_indexes(&self) -> Result<usize> {
+        let mut stripped = 0;
+        for path in files(&self.repository())?.into_keys() {
+            if !path.to_string_lossy().contains("/wal/") {
+                continue;
+            }
+            let bytes = fs::read(&path)?;
+            let Ok(Ok(read)) = tail_of(&bytes) else {
+                bail!("{} has no tail", path.display());
+            };
+            let mut tail = read.tail;
+            if tail.index.take().is_none() {
+                continue;
+            }
+            let content = bytes
+                .get(..bytes.len() - read.length)
+                .context("an object before its tail")?;
+            let (tail, _) = encode_tail(&tail)?;
+            fs::remove_file(&path)?;
+            fs::write(&path, [content, &tail].concat())?;
+            stripped += 1;
+        }
+        Ok(stripped)
     }
 
     /// A stored segment or other WAL file of the repository.

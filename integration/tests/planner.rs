@@ -26,15 +26,6 @@ fn what_the_index_knows_to_be_out_of_reach_is_refused_with_what_works() {
     on_version(17, "out_of_reach", out_of_reach);
 }
 
-/// What `restore --dry-run --json` says.
-fn planned(site: &Site<'_>, args: &[&str]) -> Result<Value> {
-    let said = site
-        .try_restore("restored", &[args, &["--dry-run", "--json"]].concat())?
-        .exited(0)
-        .with_context(|| format!("plan of {args:?}"))?;
-    serde_json::from_str(&said.stdout).context("a plan as JSON")
-}
-
 fn last_commit(plan: &Value) -> Result<(u64, Lsn)> {
     let commit = plan
         .pointer("/ending/last_commit")
@@ -114,7 +105,7 @@ fn each_target(install: &PgInstall, dir: &TestDir, seed: u64) -> Result<()> {
     for target in &targets {
         let args = options(target);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let plan = planned(&site, &args)?;
+        let plan = site.planned(&args)?;
         let (told, expected) = (last_commit(&plan)?, of_ledger(target)?);
         // The ledger closes with commits of its own that have no number.
         let between = ledger.outcomes().iter().filter(|outcome| {
@@ -175,7 +166,7 @@ fn out_of_reach(install: &PgInstall, dir: &TestDir) -> Result<()> {
 
     let refused = |args: &[&str], words: &[&str]| site.refused("restored", args, words);
     let starts = |args: &[&str], backup: &Backup| -> Result<()> {
-        let plan = planned(&site, args)?;
+        let plan = site.planned(args)?;
         let id = plan.pointer("/backup/id").and_then(Value::as_str);
         ensure!(id == Some(backup.id.as_str()), "{args:?}: {plan}");
         Ok(())

@@ -4,7 +4,6 @@ use std::fs;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use walden_engine::codec::{encode_tail, tail_of};
 use walden_engine::index::LastCommit;
 use walden_engine::list::{self, ListRequest, Listing};
 use walden_engine::repository::{Place, RepositorySettings};
@@ -224,32 +223,6 @@ fn promotion(install: &PgInstall, dir: &TestDir) -> Result<()> {
     Ok(())
 }
 
-/// Takes the index out of every stored segment, as a writer would have left them that knows none.
-fn strip(site: &Site<'_>) -> Result<usize> {
-    let mut stripped = 0;
-    for path in walden_integration::files(&site.repository())?.into_keys() {
-        if !path.to_string_lossy().contains("/wal/") {
-            continue;
-        }
-        let bytes = fs::read(&path)?;
-        let Ok(Ok(read)) = tail_of(&bytes) else {
-            bail!("{} has no tail", path.display());
-        };
-        let mut tail = read.tail;
-        if tail.index.take().is_none() {
-            continue;
-        }
-        let content = bytes
-            .get(..bytes.len() - read.length)
-            .context("an object before its tail")?;
-        let (tail, _) = encode_tail(&tail)?;
-        fs::remove_file(&path)?;
-        fs::write(&path, [content, &tail].concat())?;
-        stripped += 1;
-    }
-    Ok(stripped)
-}
-
 fn stripped(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut site = Site::new(install, dir, |builder| builder)?;
     site.production.start()?;
@@ -259,7 +232,7 @@ fn stripped(install: &PgInstall, dir: &TestDir) -> Result<()> {
     site.backup(&[])?;
     ledger.write(&site.production, 2, 20)?;
     let last = site.archive_all()?;
-    ensure!(strip(&site)? >= 3, "every segment had an index");
+    ensure!(site.strip_indexes()? >= 3, "every segment had an index");
 
     // A few segments are read in full.
     let system = told(&site)?;

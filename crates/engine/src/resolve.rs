@@ -104,7 +104,15 @@ impl<'a> Resolver<'a> {
             hunt.take(walk)?;
         }
         let stop = hunt.stop()?;
-        self.plan_stop(stop).await
+        let mut plan = self.plan_to(stop)?;
+        match hunt.ending(&plan, stop) {
+            // What was read on the way is not read again.
+            Some(ending) => {
+                plan.end_with(Some(ending));
+                Ok(plan)
+            }
+            None => self.with_ending(plan, Some(stop)).await,
+        }
     }
 
     async fn plan_lsn(mut self, lsn: Lsn) -> Result<RecoveryPlan, ResolveError> {
@@ -173,8 +181,12 @@ impl<'a> Resolver<'a> {
     }
 
     async fn plan_stop(mut self, stop: Stop) -> Result<RecoveryPlan, ResolveError> {
-        let plan = RecoveryPlan::build_to(self.catalog, self.target, self.options, stop.record())?;
+        let plan = self.plan_to(stop)?;
         self.with_ending(plan, Some(stop)).await
+    }
+
+    fn plan_to(&self, stop: Stop) -> Result<RecoveryPlan, Unreachable> {
+        RecoveryPlan::build_to(self.catalog, self.target, self.options, stop.record())
     }
 
     /// The plan with its ending, where all of the way can be seen. Without a stop the archived WAL ends it.

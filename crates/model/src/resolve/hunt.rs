@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use walden_pg::Lsn;
 
 use super::walk::{Sought, Walk, end_of};
-use super::{RecordSpan, Stop};
+use super::{Ending, RecordSpan, Stop};
 use crate::catalog::Catalog;
 use crate::choice::{Search, choose, had_ended, search};
 use crate::index::{End, MomentKind, Outcome, RestorePoint, full_xid};
 use crate::keys::BackupId;
 use crate::path::WalPath;
-use crate::plan::PlanOptions;
+use crate::plan::{PlanOptions, RecoveryPlan};
 use crate::records::BackupRecord;
 use crate::target::{RecoveryTarget, TargetKind};
 use crate::unreachable::{Candidate, Unreachable};
@@ -28,7 +28,7 @@ pub struct Hunt<'a, 't> {
     starts: VecDeque<Start<'a>>,
     /// The start of the walk that is under way.
     current: Option<Start<'a>>,
-    found: Option<Found>,
+    found: Option<Found<'a>>,
     /// Of a walk that found nothing, where it began and the last commit that it passed.
     first_failure: Option<(Start<'a>, Option<End>)>,
     points: Vec<RestorePoint>,
@@ -45,8 +45,12 @@ struct Start<'a> {
 
 /// The record at which PostgreSQL would stop.
 #[derive(Clone, Copy)]
-struct Found {
+struct Found<'a> {
     record: RecordSpan,
+    /// From where the walk began that met it, and what it passed before.
+    backup: &'a BackupRecord,
+    commits: u64,
+    last_commit: Option<End>,
     /// Where the target is a transaction: the end of it, or of the one that it is a part of.
     end: Option<End>,
 }
@@ -115,13 +119,16 @@ impl<'a, 't> Hunt<'a, 't> {
         }
         self.current = self.starts.pop_front();
         self.current.map(|start| {
-            Walk::new(
+            let mut walk = Walk::new(
                 Some(self.sought.clone()),
                 start.backup.start_lsn,
                 Lsn(u64::MAX),
                 (start.first, start.last),
                 self.catalog.segment_size.bytes(),
-            )
+            );
+            let snapshot = start.backup.snapshot.as_ref();
+            walk.next_xid = snapshot.map(|snapshot| snapshot.xmax);
+            walk
         })
     }
 
@@ -151,10 +158,6 @@ impl<'a, 't> Hunt<'a, 't> {
                 self.known.drain(..surplus);
                 Ok(())
             }
-            (TargetKind::Xid(xid), Some(moment)) if self.is_other_epoch(*xid, start, &walk) => {
-                let _ = moment;
-                Err(self.never_ended(*xid, start, walk.last_commit))
-            }
             (kind, Some(moment)) => {
                 let record = RecordSpan::from(moment);
                 // Before the backup is consistent PostgreSQL must not stop: for a time, an older backup may serve.
@@ -163,6 +166,9 @@ impl<'a, 't> Hunt<'a, 't> {
                 if !(too_early && retry) {
                     self.found = Some(Found {
                         record,
+                        backup: start.backup,
+                        commits: walk.commits,
+                        last_commit: walk.last_commit,
                         end: end_of(moment),
                     });
                 }
@@ -184,11 +190,11 @@ impl<'a, 't> Hunt<'a, 't> {
     ///
     /// # Errors
     /// It cannot stop there, or that is not what the person meant.
-    pub fn stop(self) -> Result<Stop, Unreachable> {
+    pub fn stop(&self) -> Result<Stop, Unreachable> {
         if let TargetKind::Name(name) = &self.target.kind {
             return self.point(name);
         }
-        let Some(Found { record, end }) = self.found else {
+        let Some(Found { record, end, .. }) = self.found else {
             // All walks found the target before their backups were consistent.
             return Err(self.before_all());
         };
@@ -197,6 +203,20 @@ impl<'a, 't> Hunt<'a, 't> {
             self.is_what_was_meant(*xid, end)?;
         }
         Ok(Stop::at(record, &self.target.kind, self.target.inclusive))
+    }
+
+    /// How a plan ends that stops there, if the walk that found the place has passed all that it replays, and nothing else.
+    #[must_use]
+    pub fn ending(&self, plan: &RecoveryPlan, stop: Stop) -> Option<Ending> {
+        let found = self.found?;
+        let same = found.backup.backup_id == plan.backup.backup_id;
+        // A transaction that is found by its id and not refused has committed.
+        let commit = found.end.filter(|_| matches!(stop, Stop::After(_)));
+        same.then_some(Ending {
+            stop,
+            last_commit: commit.or(found.last_commit),
+            commits: found.commits.saturating_add(commit.is_some().into()),
+        })
     }
 
     /// The backup from which a record is reached.
@@ -307,14 +327,6 @@ impl<'a, 't> Hunt<'a, 't> {
                 earliest: Candidate::from(backup),
             },
         }
-    }
-
-    /// Whether the transaction that was found only shares its 32 bits with the one that was asked for.
-    fn is_other_epoch(&self, xid: u64, start: Start<'a>, walk: &Walk) -> bool {
-        let snapshot = start.backup.snapshot.as_ref();
-        let reference = walk.next_xid.or(snapshot.map(|snapshot| snapshot.xmax));
-        xid > u64::from(u32::MAX)
-            && reference.is_some_and(|reference| full_xid(reference, xid as u32) != xid)
     }
 
     fn first_gap(&self) -> Option<crate::coverage::Gap> {

@@ -5,6 +5,8 @@ mod hunt;
 #[cfg(test)]
 mod oracle;
 mod walk;
+#[cfg(test)]
+mod words;
 
 pub use hunt::Hunt;
 pub use walk::{Opaque, Walk};

@@ -1,226 +1,25 @@
 //! The search by the index against PostgreSQL's own way, played through record by record on small random histories.
 
+mod history;
+
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use walden_pg::{Lsn, TimelineId};
 
+use history::{Kind, NAMES, Record, World, worlds};
+
 use super::{Ending, Hunt, RecordSpan, Stop, Walk};
-use crate::catalog::Catalog;
 use crate::index::{
     End, Ends, Moment, MomentKind, Outcome, RestorePoint, SegmentDetail, SegmentIndex, Summary,
     XidRange,
 };
 use crate::plan::{PlanOptions, RecoveryPlan};
-use crate::records::{BackupRecord, Snapshot, WalRange};
-use crate::sample::{self, SEGMENT, backup};
+use crate::records::BackupRecord;
+use crate::sample::SEGMENT;
 use crate::target::{RecoveryTarget, TargetKind, TargetTimeline};
 use crate::unreachable::{Offer, Unreachable};
-
-const FIRST_XID: u32 = 700;
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
-    Other,
-    End {
-        outcome: Outcome,
-        xid: u32,
-        subxids: Vec<u32>,
-    },
-    Point(&'static str),
-}
-
-#[derive(Debug, Clone)]
-struct Record {
-    span: RecordSpan,
-    /// By a clock that jumps.
-    time: Timestamp,
-    kind: Kind,
-    /// Transactions as a snapshot behind this record shows them.
-    running: Vec<u32>,
-    next_xid: u32,
-}
-
-/// What a record is made from: length, skipped rest of the segment, kind, clock's error in seconds, choices.
-type Seed = (u64, bool, u8, i64, Index, u8);
-
-fn seeds(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Seed>> {
-    let seed = (
-        prop_oneof![6 => 100..SEGMENT / 6, 1 => SEGMENT / 2..SEGMENT * 2],
-        proptest::bool::weighted(0.05),
-        0..12_u8,
-        prop_oneof![3 => Just(0_i64), 1 => -40..40_i64],
-        any::<Index>(),
-        any::<u8>(),
-    );
-    proptest::collection::vec(seed, count)
-}
-
-/// Transactions that are under way: their ids, the first of them the top's.
-#[derive(Debug, Clone)]
-struct Clocks {
-    at: u64,
-    seconds: i64,
-    next_xid: u32,
-    running: Vec<Vec<u32>>,
-}
-
-impl Clocks {
-    fn record(&mut self, (length, skip, kind, error, which, more): Seed) -> Record {
-        if skip {
-            self.at = self.at.next_multiple_of(SEGMENT) + 40;
-        }
-        let span = RecordSpan {
-            lsn: Lsn(self.at),
-            end_lsn: Lsn(self.at + length),
-        };
-        self.at += length;
-        self.seconds += 10;
-        let subs = if more % 3 == 0 {
-            u32::from(more % 5)
-        } else {
-            0
-        };
-        self.running
-            .push((self.next_xid..=self.next_xid + subs).collect());
-        self.next_xid += 1 + subs;
-        let mut end = |outcome| {
-            let ids = self.running.remove(which.index(self.running.len()));
-            Kind::End {
-                outcome,
-                xid: ids[0],
-                subxids: ids[1..].to_vec(),
-            }
-        };
-        let kind = match kind {
-            0..=4 => end(Outcome::Commit),
-            5..=6 => end(Outcome::Abort),
-            7 => {
-                // A subtransaction alone, if one is under way.
-                let ids = which.index(self.running.len());
-                match self.running[ids].len() {
-                    0..=1 => Kind::Other,
-                    _ => Kind::End {
-                        outcome: Outcome::Abort,
-                        xid: self.running[ids].remove(1),
-                        subxids: vec![],
-                    },
-                }
-            }
-            8 => Kind::Point(NAMES[usize::from(more) % NAMES.len()]),
-            _ => Kind::Other,
-        };
-        Record {
-            span,
-            time: sample::time(self.seconds + error),
-            kind,
-            running: self.running.iter().map(|ids| ids[0]).collect(),
-            next_xid: self.next_xid,
-        }
-    }
-}
-
-/// One history, or two of which the second left the first.
-#[derive(Debug, Clone)]
-struct World {
-    catalog: Catalog,
-    lines: BTreeMap<TimelineId, Vec<Record>>,
-    fork: Option<Lsn>,
-    /// How summaries are merged, and which segments have no index.
-    blocks: Vec<u64>,
-    unread: Vec<u64>,
-}
-
-prop_compose! {
-    fn worlds()(
-        first in seeds(20..70),
-        second in proptest::option::of((any::<Index>(), seeds(3..30))),
-        backups in proptest::collection::vec((any::<Index>(), 1..6_usize, any::<bool>(), -15..15_i64, 0..3_usize), 1..5),
-        holes in proptest::collection::vec((any::<bool>(), 0..20_u64), 0..2),
-        cut in 0..2_u64,
-        blocks in proptest::collection::vec(1..6_u64, 40),
-        unread in proptest::collection::vec(0..20_u64, 0..4),
-    ) -> World {
-        let mut clocks = Clocks { at: 2 * SEGMENT + 40, seconds: 0, next_xid: FIRST_XID, running: vec![] };
-        let mut states = vec![];
-        let mut line: Vec<Record> = first.into_iter().map(|seed| {
-            let record = clocks.record(seed);
-            states.push(clocks.clone());
-            record
-        }).collect();
-        let mut lines = BTreeMap::new();
-        let mut fork = None;
-        let mut forks = vec![];
-        let mut newer = None;
-        if let Some((at, seeds)) = second {
-            let at = at.index(line.len());
-            let mut clocks = states[at].clone();
-            let lsn = line[at].span.end_lsn;
-            fork = Some(lsn);
-            // What ran is gone.
-            clocks.running.clear();
-            let own: Vec<Record> = seeds.into_iter().map(|seed| clocks.record(seed)).collect();
-            newer = Some((at, own));
-            forks.push(lsn);
-        }
-        // A backup ends with a record of its own.
-        let mut records = vec![];
-        for (number, (at, length, on_newer, error, late)) in (1_u32..).zip(backups) {
-            let (timeline, own): (u32, &mut [Record]) = match &mut newer {
-                Some((_, own)) if on_newer && own.len() > length => (2, own),
-                _ => (1, &mut line),
-            };
-            let start = at.index(own.len() - length);
-            let stop = start + length;
-            own[stop].kind = match &own[stop].kind {
-                // Its transaction then never ends, in this history.
-                Kind::End { .. } | Kind::Point(_) | Kind::Other => Kind::Other,
-            };
-            let snapshot = &own[(stop + late).min(own.len() - 1)];
-            let timeline = TimelineId(timeline);
-            let mut record = backup(number, timeline.0, 0, 0);
-            record.start_lsn = own[start].span.lsn;
-            record.stop_lsn = own[stop].span.end_lsn;
-            record.stopped_at = own[stop].time.checked_add(jiff::SignedDuration::from_secs(error.max(0))).unwrap();
-            record.started_at = own[start].time;
-            record.snapshot = Some(Snapshot {
-                xmin: snapshot.running.iter().min().copied().unwrap_or(snapshot.next_xid).into(),
-                xmax: snapshot.next_xid.into(),
-                in_progress: snapshot.running.iter().map(|xid| u64::from(*xid)).collect(),
-            });
-            record.wal_ranges = vec![WalRange { timeline, start: record.start_lsn, end: record.stop_lsn }];
-            records.push(record);
-        }
-        if let Some((at, own)) = newer {
-            let branch = line[..=at].iter().cloned().chain(own).collect();
-            lines.insert(TimelineId(2), branch);
-        }
-        lines.insert(TimelineId(1), line);
-        let segments = |timeline: u32, cut: u64| -> Vec<u64> {
-            let line = &lines[&TimelineId(timeline)];
-            let from = if timeline == 1 { 2 } else { fork.unwrap().0 / SEGMENT };
-            let last = (line.last().unwrap().span.end_lsn.0 - 1) / SEGMENT;
-            let hole = |number: &u64| holes.contains(&(timeline == 2, number - 2)) && *number != from && *number < last;
-            (from..=last.saturating_sub(cut).max(from)).filter(|number| !hole(number)).collect()
-        };
-        let mut wal = vec![(1, segments(1, cut))];
-        if fork.is_some() {
-            wal.push((2, segments(2, cut)));
-        }
-        let borrowed: Vec<(u32, &[u64])> = wal.iter().map(|(timeline, segments)| (*timeline, segments.as_slice())).collect();
-        let mut catalog = sample::catalog(&borrowed, &[]);
-        if let Some(fork) = fork {
-            let entry = walden_pg::history::HistoryEntry { timeline: TimelineId(1), switch: fork, reason: String::new() };
-            let history = walden_pg::history::TimelineHistory { timeline: TimelineId(2), entries: vec![entry] };
-            catalog.histories.insert(TimelineId(2), history);
-        }
-        catalog.backups = records;
-        World { catalog, lines, fork, blocks, unread }
-    }
-}
 
 /// How a recovery went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,7 +71,7 @@ impl World {
                     record.time > *time || !target.inclusive && record.time == *time
                 }
                 (TargetKind::Xid(sought), Kind::End { xid, .. }) => {
-                    *sought as u32 == *xid && after == target.inclusive
+                    *sought as u32 == *xid as u32 && after == target.inclusive
                 }
                 (TargetKind::Name(sought), Kind::Point(name)) => after && sought == name,
                 (TargetKind::Lsn(lsn), _) => record.span.lsn >= *lsn && after == target.inclusive,
@@ -352,6 +151,7 @@ impl World {
             index.end_lsn = Some(end_lsn);
             match &record.kind {
                 Kind::Other => (),
+                Kind::Checkpoint => index.next_xid = Some(record.next_xid),
                 Kind::Point(name) => {
                     let name = (*name).to_owned();
                     index.restore_points.push(RestorePoint {
@@ -370,22 +170,24 @@ impl World {
                     outcome,
                     xid,
                     subxids,
+                    prepared,
                 } => {
+                    let xid = *xid as u32;
+                    let subxids: Box<[u32]> = subxids.iter().map(|xid| *xid as u32).collect();
                     let end = End {
                         kind: *outcome,
-                        xid: *xid,
+                        xid,
                         lsn,
                         end_lsn,
                         time,
                     };
-                    count(&mut index.ends, end, subxids);
-                    let subxids = subxids.clone().into_boxed_slice();
+                    count(&mut index.ends, end, &subxids);
                     let what = MomentKind::End {
                         kind: *outcome,
-                        xid: *xid,
+                        xid,
                         time,
                         subxids,
-                        prepared: false,
+                        prepared: *prepared,
                     };
                     moments.push(Moment { lsn, end_lsn, what });
                 }
@@ -457,7 +259,8 @@ impl World {
         let (Stop::Before(record) | Stop::After(record)) = stop else {
             unreachable!("a hunt ends at a record");
         };
-        let plan = RecoveryPlan::build_to(&self.catalog, target, options, Some(record))?;
+        let mut plan = RecoveryPlan::build_to(&self.catalog, target, options, Some(record))?;
+        plan.end_with(hunt.ending(&plan, stop));
         Ok((plan, stop))
     }
 
@@ -481,6 +284,9 @@ impl World {
             .unwrap();
         self.drive(plan.timeline, &mut walk);
         let ending = Ending::of(stop, &walk).unwrap();
+        if plan.ending.is_some() {
+            prop_assert_eq!(plan.ending, Some(ending), "the search told another end");
+        }
         prop_assert_eq!(ending.commits, replay.commits.len() as u64, "{:?}", stop);
         prop_assert_eq!(
             ending.last_commit.map(|end| end.lsn),
@@ -670,16 +476,25 @@ proptest! {
     }
 
     #[test]
-    fn a_transaction_stops_where_postgresql_stops(world in worlds(), at in 0..150_u32, inclusive: bool, newer: bool) {
+    fn a_transaction_stops_where_postgresql_stops(world in worlds(), at in 0..150_u64, low: bool, inclusive: bool, newer: bool) {
         let timeline = world.timeline(newer);
-        let xid = FIRST_XID + at;
-        let target = target(TargetKind::Xid(xid.into()), inclusive, timeline);
+        let full = world.first_xid + at;
+        // As a row's xmin shows it, or as pg_current_xact_id() does.
+        let xid = if low { full & u64::from(u32::MAX) } else { full };
+        let target = target(TargetKind::Xid(xid), inclusive, timeline);
         let committed = |span: RecordSpan| {
             let mut records = world.lines[&timeline].iter();
             records.any(|record| record.span == span && matches!(record.kind, Kind::End { outcome: Outcome::Commit, .. }))
         };
         let expected = world.exhaustive(&target, timeline, committed);
         world.judge(&target, timeline, expected)?;
+    }
+
+    #[test]
+    fn a_transaction_of_another_epoch_is_never_taken_for_one_that_ended(world in worlds(), at in 0..150_u64, inclusive: bool, newer: bool) {
+        let timeline = world.timeline(newer);
+        let xid = world.first_xid + at + (1 << 32);
+        world.judge(&target(TargetKind::Xid(xid), inclusive, timeline), timeline, None)?;
     }
 
     #[test]
@@ -743,7 +558,7 @@ fn the_random_histories_hold_every_kind_of_answer() {
         let name = NAMES[round as usize % NAMES.len()].to_owned();
         for kind in [
             TargetKind::Time(any.time),
-            TargetKind::Xid((FIRST_XID + round % 120).into()),
+            TargetKind::Xid(world.first_xid + u64::from(round) % 120),
             TargetKind::Name(name),
         ] {
             let answer = match world.plan(&target(kind, true, timeline), &PlanOptions::default()) {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use walden_pg::Lsn;
 
 use crate::index::{
-    End, Moment, MomentKind, Outcome, RestorePoint, SegmentDetail, StopReason, Summary,
+    End, Moment, MomentKind, Outcome, RestorePoint, SegmentDetail, StopReason, Summary, full_xid,
 };
 use crate::target::{RecoveryTarget, TargetKind};
 
@@ -17,7 +17,7 @@ pub(super) enum Sought {
     /// The first commit or abort that is later, or not earlier.
     Time { time: Timestamp, inclusive: bool },
     /// The end of this transaction, or of the one that it is a part of.
-    Xid(u32),
+    Xid(u64),
     /// Every restore point of this name.
     Name(String),
 }
@@ -30,8 +30,7 @@ impl Sought {
                 time: *time,
                 inclusive: target.inclusive,
             }),
-            // PostgreSQL cuts the id off and compares 32 bits (xlogrecovery.c, `check_recovery_target_xid`).
-            TargetKind::Xid(xid) => Some(Self::Xid(*xid as u32)),
+            TargetKind::Xid(xid) => Some(Self::Xid(*xid)),
             TargetKind::Name(name) => Some(Self::Name(name.clone())),
             TargetKind::Latest | TargetKind::Immediate | TargetKind::Lsn(_) => None,
         }
@@ -44,7 +43,8 @@ impl Sought {
                 .as_ref()
                 .is_some_and(|ends| is_beyond(ends.max_time, *time, *inclusive)),
             Self::Xid(xid) => summary.ends.as_ref().is_some_and(|ends| {
-                ends.xids.contains(*xid) || ends.subxids.is_some_and(|range| range.contains(*xid))
+                let low = *xid as u32;
+                ends.xids.contains(low) || ends.subxids.is_some_and(|range| range.contains(low))
             }),
             Self::Name(name) => {
                 summary.more_points || summary.restore_points.iter().any(|p| p.name == *name)
@@ -57,10 +57,22 @@ impl Sought {
             (Self::Time { time, inclusive }, MomentKind::End { time: ended, .. }) => {
                 is_beyond(*ended, *time, *inclusive)
             }
+            // PostgreSQL cuts the id off and compares 32 bits (xlogrecovery.c, `check_recovery_target_xid`).
             (Self::Xid(sought), MomentKind::End { xid, subxids, .. }) => {
-                xid == sought || subxids.contains(sought)
+                let low = *sought as u32;
+                *xid == low || subxids.contains(&low)
             }
             (Self::Name(sought), MomentKind::RestorePoint { name, .. }) => name == sought,
+            _ => false,
+        }
+    }
+
+    /// Whether what is there at a time of which `near` is a full id shares only the lower 32 bits with the transaction that is sought.
+    fn is_of_another_epoch(&self, near: Option<u64>) -> bool {
+        match (self, near) {
+            (Self::Xid(sought), Some(near)) if *sought > u64::from(u32::MAX) => {
+                full_xid(near, *sought as u32) != *sought
+            }
             _ => false,
         }
     }
@@ -96,10 +108,12 @@ pub struct Walk {
     last: u64,
     segment_size: u64,
     pub(super) found: Vec<Moment>,
+    /// PostgreSQL would stop at a transaction of another epoch: the one that is sought is not reached on this way.
+    namesake: bool,
     pub(super) commits: u64,
     pub(super) last_commit: Option<End>,
     end_lsn: Option<Lsn>,
-    /// A full transaction id of about the time of the last segment.
+    /// A full transaction id of about the time of the last segment; before the first, of that of the backup.
     pub(super) next_xid: Option<u64>,
     pub(super) opaque: Option<Opaque>,
     /// Restore points that were passed, whatever their names, where one is looked for: the last of them.
@@ -125,6 +139,7 @@ impl Walk {
             last: segments.1,
             segment_size,
             found: Vec::new(),
+            namesake: false,
             commits: 0,
             last_commit: None,
             end_lsn: None,
@@ -179,7 +194,9 @@ impl Walk {
             if moment.lsn >= self.until {
                 return ControlFlow::Break(());
             }
-            if self.sought.as_ref().is_some_and(|s| s.is_at(moment)) {
+            let sought = self.sought.as_ref().filter(|s| s.is_at(moment));
+            self.namesake |= sought.is_some_and(|s| s.is_of_another_epoch(self.next_xid));
+            if sought.is_some() && !self.namesake {
                 self.found.push(moment.clone());
                 // A name is no target if it is there twice.
                 let enough = match self.sought {
