@@ -2,7 +2,7 @@
 # They bring what they need: on Debian, with Rust, nothing else has to be there beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo postgres lint fuzz bench
+.PHONY: help test demo postgres s3s-fs lint fuzz bench
 
 help:
 	@echo 'make demo   archive, back up, lose a table and get it back, on a throwaway PostgreSQL'
@@ -16,9 +16,8 @@ help:
 	@echo 'WALDEN_TEST_KEEP=1 make test  keeps the test folders in /tmp'
 
 # The integration tests come last: what failed is then at the end of the output.
-test: postgres lint fuzz
+test: postgres s3s-fs lint fuzz
 	cargo test --workspace --doc
-	cargo test -p walden-store --features s3 --test s3
 	cargo test --workspace --all-targets --no-fail-fast
 
 demo:
@@ -28,6 +27,9 @@ demo:
 
 postgres:
 	integration/scripts/bring-postgres
+
+s3s-fs:
+	integration/scripts/bring-s3 s3s-fs
 
 lint:
 	cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt

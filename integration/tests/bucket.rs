@@ -372,6 +372,10 @@ fn refusals(install: &PgInstall, dir: &TestDir) -> Result<()> {
         .exited(1)?
         .naming(&[S3Server::BUCKET, &key, "s3:PutObject"])?;
     proxy.mend();
+    // Cut off behind its claim: the next call is not in its way.
+    refuse(&["PUT"], &format!("{PREFIX}/main/"));
+    host.push()?.exited(1)?.naming(&["s3:PutObject"])?;
+    proxy.mend();
     refuse(&["GET", "HEAD", "PUT"], PREFIX);
     host.refused(&["s3:"], &["s3:GetObject"])?;
     proxy.mend();

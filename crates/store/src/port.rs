@@ -108,6 +108,11 @@ pub trait Upload: Send {
     /// Appends. After an error the upload can only be dropped.
     async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError>;
 
+    /// Says by a digest what the object means, where other bytes could mean the same. A store without conditions tells writers apart by it,
+    /// so that one that was cut off and comes again is not in its own way; the object is then as any of those wrote it. Unless it is said,
+    /// an object means its bytes.
+    fn means(&mut self, _digest: [u8; 32]) {}
+
     /// Puts the object in place; it has the promises of [`ObjectStore::put`].
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;
 }

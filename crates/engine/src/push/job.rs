@@ -248,9 +248,16 @@ impl<'a> Job<'a> {
                 report.warning = report.warning.or(warning);
             }
             Err(JobError::Repository(e)) if e.is_already_exists() => {
-                report.outcome = self
+                report.outcome = match self
                     .settle(repository, &identity, &system_keys, &report.key)
-                    .await?;
+                    .await
+                {
+                    // Nothing stands there: it is claimed, which the store's own error explains.
+                    Err(JobError::Repository(none)) if none.trouble() == Trouble::Absent => {
+                        return Err(e.into());
+                    }
+                    settled => settled?,
+                };
             }
             Err(e) => return Err(e),
         }
@@ -334,6 +341,8 @@ impl<'a> Job<'a> {
         let (tail, _) = encode_tail(&tail)?;
         stored += tail.len() as u64;
         upload.write(tail.into()).await.map_err(failed)?;
+        // Not its bytes: the head names this call, and a call that was cut off comes again as another one.
+        upload.means(content.0);
         turn.await;
         upload.commit().await.map_err(failed)?;
         Ok((stored, warning))

@@ -29,6 +29,8 @@ const CLAIM_DIGITS: usize = 32;
 pub(super) struct Content {
     pub size: u64,
     pub sha256: [u8; 32],
+    /// What writers are told apart by, if not by the bytes.
+    pub meaning: Option<[u8; 32]>,
 }
 
 impl Content {
@@ -36,11 +38,13 @@ impl Content {
         Self {
             size: body.len() as u64,
             sha256: Sha256::digest(body).into(),
+            meaning: None,
         }
     }
 
     fn claim(&self) -> String {
-        let digits = self.sha256.iter().map(|byte| format!("{byte:02x}"));
+        let digest = self.meaning.as_ref().unwrap_or(&self.sha256);
+        let digits = digest.iter().map(|byte| format!("{byte:02x}"));
         digits.collect::<String>()[..CLAIM_DIGITS].to_owned()
     }
 }
@@ -50,7 +54,7 @@ impl Content {
 pub(super) enum NotPut {
     /// Other bytes stand under its key.
     Taken,
-    /// Another writer has claimed the key for other bytes.
+    /// Another writer has claimed the key for something else.
     Claimed,
     Failed(Failure),
 }
@@ -68,7 +72,7 @@ impl NotPut {
             Self::Claimed => bucket
                 .error(StoreErrorKind::AlreadyExists, "store", key.as_str())
                 .because(format!(
-                    "another writer claims this key for other bytes; where nobody is at work on it, remove what is below \
+                    "another writer claims this key for something else; where nobody is at work on it, remove what is below \
                      {}{key}/ in the bucket",
                     bucket.name(CLAIMS)
                 )),
@@ -82,13 +86,17 @@ pub(super) async fn put(
     key: &Key,
     body: Bytes,
     mode: PutMode,
+    meaning: Option<[u8; 32]>,
 ) -> Result<(), StoreError> {
     let size = body.len() as u64;
     let mut budget = bucket.budget();
     budget.allow(size);
     let name = bucket.name(key.as_str());
     let send = |condition| send(bucket, &name, body.clone(), condition);
-    let content = || Content::of(&body);
+    let content = || Content {
+        meaning,
+        ..Content::of(&body)
+    };
     place(bucket, key, mode, &mut budget, size, content, send)
         .await
         .map_err(|not_put| not_put.error(bucket, key))

@@ -181,7 +181,7 @@ fn denied(operation: &str, bucket: &str) -> String {
 #[async_trait]
 impl ObjectStore for S3Store {
     async fn put(&self, key: &Key, body: Bytes, mode: PutMode) -> Result<(), StoreError> {
-        create::put(&self.bucket, key, body, mode).await
+        create::put(&self.bucket, key, body, mode, None).await
     }
 
     async fn begin(&self, key: &Key, mode: PutMode) -> Result<Box<dyn Upload>, StoreError> {

@@ -25,6 +25,7 @@ pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
     key: Key,
     mode: PutMode,
+    meaning: Option<[u8; 32]>,
     gathered: BytesMut,
     parts: Option<Parts>,
     /// An earlier write did not succeed, or its caller went away.
@@ -37,6 +38,7 @@ impl S3Upload {
             bucket,
             key,
             mode,
+            meaning: None,
             gathered: BytesMut::new(),
             parts: None,
             broken: false,
@@ -100,16 +102,20 @@ impl Upload for S3Upload {
         Ok(())
     }
 
+    fn means(&mut self, digest: [u8; 32]) {
+        self.meaning = Some(digest);
+    }
+
     async fn commit(mut self: Box<Self>) -> Result<(), StoreError> {
         if self.broken {
             return Err(self.broken());
         }
         let rest = std::mem::take(&mut self.gathered).freeze();
         let Some(parts) = self.parts.take() else {
-            return create::put(&self.bucket, &self.key, rest, self.mode).await;
+            return create::put(&self.bucket, &self.key, rest, self.mode, self.meaning).await;
         };
         parts
-            .complete(&self.key, self.mode, rest)
+            .complete(&self.key, self.mode, rest, self.meaning)
             .await
             .map_err(|not_put| not_put.error(&self.bucket, &self.key))
     }
@@ -191,7 +197,13 @@ impl Parts {
         Ok(())
     }
 
-    async fn complete(mut self, key: &Key, mode: PutMode, rest: Bytes) -> Result<(), NotPut> {
+    async fn complete(
+        mut self,
+        key: &Key,
+        mode: PutMode,
+        rest: Bytes,
+        meaning: Option<[u8; 32]>,
+    ) -> Result<(), NotPut> {
         if !rest.is_empty() {
             self.send(rest).await?;
         }
@@ -203,6 +215,7 @@ impl Parts {
         let content = Content {
             size: self.size,
             sha256: self.hash.clone().finalize().into(),
+            meaning,
         };
         // The store puts the parts together, and one's own bytes may have to be read back.
         let mut budget = bucket.budget();
