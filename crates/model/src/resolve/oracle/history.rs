@@ -205,7 +205,7 @@ prop_compose! {
             record.snapshot = Some(Snapshot {
                 xmin: snapshot.running.iter().min().copied().unwrap_or(snapshot.next_xid),
                 xmax: snapshot.next_xid,
-                in_progress: snapshot.running.iter().copied().collect(),
+                in_progress: snapshot.running.to_vec(),
             });
             record.wal_ranges = vec![WalRange { timeline, start: record.start_lsn, end: record.stop_lsn }];
             records.push(record);
