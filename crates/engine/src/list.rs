@@ -101,8 +101,8 @@ pub(crate) async fn listing(
         identity,
         mut catalog,
     } = system;
-    mark_breaks(repository, &mut catalog).await?;
-    let indexes = Indexes::new(repository, &catalog);
+    let roll_ups = mark_breaks(repository, &mut catalog).await?;
+    let indexes = Indexes::new(repository, &catalog).knowing(roll_ups);
     // Runs that end with the same segment end with the same commit.
     let mut ends: BTreeMap<SegmentName, RunEnd> = BTreeMap::new();
     let newest = windows::newest(repository, &catalog, &indexes).await?;

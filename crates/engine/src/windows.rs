@@ -122,8 +122,8 @@ pub(crate) async fn of_system(
         identity,
         mut catalog,
     } = system;
-    mark_breaks(repository, &mut catalog).await?;
-    let indexes = Indexes::new(repository, &catalog);
+    let roll_ups = mark_breaks(repository, &mut catalog).await?;
+    let indexes = Indexes::new(repository, &catalog).knowing(roll_ups);
     let mut timelines = Vec::new();
     for timeline in catalog.timelines_with_wal() {
         let windows = match catalog.windows(timeline) {

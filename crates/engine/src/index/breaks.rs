@@ -1,31 +1,37 @@
 //! Segments that recovery does not get past, although they are archived.
 
+use std::collections::BTreeSet;
+
 use futures::{StreamExt, TryStreamExt, stream};
 use walden_model::index::{SegmentIndex, StopReason};
-use walden_model::{Break, Catalog, SegmentRange};
+use walden_model::{Break, Catalog, Level, RollUps, SegmentRange};
 use walden_pg::{Lsn, SegmentName, TimelineId};
 
+use super::walk::Direction;
 use super::{Indexes, LANES};
 use crate::repository::{Repository, RepositoryError};
 
-/// Runs that are looked through at the same time.
-const RUNS: usize = 4;
+/// Parts of runs that are looked through at the same time.
+const PARTS: usize = 4;
 
 /// Finds the segments that were damaged, or not finished, before they were archived, and says so in the catalog: then windows and plans do
-/// not lead past them. Only those matter that some backup may need. Of segments without an index nobody knows.
+/// not lead past them. Only those matter that some backup may need. Of segments without an index nobody knows. Gives the roll-ups that were
+/// listed for it ([`Indexes::knowing`]).
 ///
 /// # Errors
 /// The repository cannot be asked.
 pub async fn mark_breaks(
     repository: &Repository,
     catalog: &mut Catalog,
-) -> Result<(), RepositoryError> {
-    let found = Indexes::new(repository, catalog).breaks().await?;
+) -> Result<Option<RollUps>, RepositoryError> {
+    let indexes = Indexes::new(repository, catalog);
+    let found = indexes.breaks().await?;
+    let roll_ups = indexes.roll_ups.into_inner();
     for (timeline, number, found) in found {
         let wal = catalog.wal.entry(timeline).or_default();
         wal.breaks.insert(number, found);
     }
-    Ok(())
+    Ok(roll_ups)
 }
 
 impl Indexes<'_> {
@@ -46,10 +52,13 @@ impl Indexes<'_> {
                 last: *run.end(),
             })
         });
-        let needed: Vec<_> = runs.filter(|run| run.first <= run.last).collect();
-        let found = stream::iter(needed)
-            .map(|run| self.breaks_in(run))
-            .buffered(RUNS);
+        let needed = runs.filter(|run| run.first <= run.last);
+        let parts: Vec<_> = needed
+            .flat_map(|run| parts(run).into_iter().map(move |part| (run, part)))
+            .collect();
+        let found = stream::iter(parts)
+            .map(|(run, part)| self.breaks_in(run, part))
+            .buffered(PARTS);
         let found: Vec<_> = found.try_collect().await?;
         Ok(found.into_iter().flatten().collect())
     }
@@ -57,8 +66,10 @@ impl Indexes<'_> {
     async fn breaks_in(
         &self,
         run: SegmentRange,
+        part: SegmentRange,
     ) -> Result<Vec<(TimelineId, u64, Break)>, RepositoryError> {
-        let summaries = self.summaries(vec![run]);
+        let route = self.route(vec![run]);
+        let summaries = self.walk(route, vec![part], Some(Level::Two), Direction::Forward);
         let named = summaries
             .map_ok(|summary| stream::iter(summary.breaks.into_iter().map(Ok)))
             .try_flatten();
@@ -102,8 +113,61 @@ impl Indexes<'_> {
     }
 }
 
+/// A run, cut where its roll-ups become coarser and finer, so that tails and roll-ups are read at the same time.
+fn parts(run: SegmentRange) -> Vec<SegmentRange> {
+    let behind = run.last.saturating_add(1);
+    let widths = [Level::One.segments(), Level::Two.segments()];
+    let cuts = widths.iter().flat_map(|width| {
+        let first = run.first.checked_next_multiple_of(*width);
+        [first.unwrap_or(behind), behind / width * width]
+    });
+    let inner = cuts.filter(|cut| (run.first + 1..behind).contains(cut));
+    let cuts: BTreeSet<u64> = inner.chain([run.first, behind]).collect();
+    let ends = cuts.iter().skip(1);
+    let pairs = cuts.iter().zip(ends);
+    pairs
+        .map(|(first, behind)| SegmentRange {
+            timeline: run.timeline,
+            first: *first,
+            last: behind - 1,
+        })
+        .collect()
+}
+
 fn stopped(index: &SegmentIndex) -> Option<(Lsn, StopReason)> {
     let stopped = index.stopped?;
     let breaks = matches!(stopped.why, StopReason::Damaged | StopReason::EndOfWal);
     breaks.then_some((stopped.at, stopped.why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(first: u64, last: u64) -> Vec<(u64, u64)> {
+        let timeline = TimelineId(1);
+        let parts = parts(SegmentRange {
+            timeline,
+            first,
+            last,
+        });
+        parts.iter().map(|part| (part.first, part.last)).collect()
+    }
+
+    #[test]
+    fn parts_are_the_whole_run_cut_at_the_edges_of_roll_ups() {
+        assert_eq!(cut(7, 7), [(7, 7)]);
+        assert_eq!(cut(0, 255), [(0, 255)]);
+        assert_eq!(cut(2, 700), [(2, 255), (256, 511), (512, 700)]);
+        assert_eq!(
+            cut(2, 200_000),
+            [
+                (2, 255),
+                (256, 65_535),
+                (65_536, 196_607),
+                (196_608, 199_935),
+                (199_936, 200_000)
+            ]
+        );
+    }
 }

@@ -54,6 +54,15 @@ impl<'a> Indexes<'a> {
         }
     }
 
+    /// The same, where the roll-ups are listed already.
+    #[must_use]
+    pub fn knowing(self, roll_ups: Option<RollUps>) -> Self {
+        Self {
+            roll_ups: OnceCell::new_with(roll_ups),
+            ..self
+        }
+    }
+
     /// What a segment's index says. `None`: it has none that this program can use, its object is damaged, or there is no such object.
     ///
     /// # Errors

@@ -143,8 +143,8 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         take_over: request.take_over,
         restore_command: request.restore_command.clone(),
     };
-    mark_breaks(&repository, &mut catalog).await?;
-    let indexes = Indexes::new(&repository, &catalog);
+    let roll_ups = mark_breaks(&repository, &mut catalog).await?;
+    let indexes = Indexes::new(&repository, &catalog).knowing(roll_ups);
     let plan = resolve::plan(&indexes, &catalog, &request.target, &options).await?;
     let places = Places::new(
         &request.target_directory,
