@@ -12,6 +12,7 @@ use walden_engine::codec::{encode_tail, tail_of};
 use walden_pg::Lsn;
 use walden_testkit::{
     Binaries, Cluster, ClusterBuilder, PgInstall, Target, TestDir, Timestamp, pg_verifybackup,
+    run_as_server,
 };
 
 /// What a program said, and how it ended.
@@ -185,6 +186,22 @@ impl<'a> Site<'a> {
         let mut walden = self.binaries.command(self.install, "walden")?;
         walden.arg("--config").arg(self.dir.join(config)).args(args);
         Ok(walden)
+    }
+
+    /// A shell that runs a command line as the database host's user, with Walden's programs in its path.
+    ///
+    /// # Errors
+    /// Where there is no such user.
+    pub fn shell(&self, line: &str) -> Result<Command> {
+        let programs = self.binaries.path("walden");
+        let programs = programs.parent().context("the programs' folder")?;
+        let mut shell = Command::new("sh");
+        self.install.set_environment(&mut shell);
+        shell
+            .args(["-euc", r#"PATH=$1:$PATH; eval "$2""#, "sh"])
+            .arg(programs)
+            .arg(line);
+        run_as_server(shell)
     }
 
     /// Runs `walden` with the site's own configuration.

@@ -4,9 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use postgres::{Client, NoTls};
-use walden_engine::find::{FindReport, FindRequest, Finding, Sought, What, find};
-use walden_engine::repository::{Place, RepositorySettings};
-use walden_integration::{Site, wait_paused};
+use serde_json::Value;
+use walden_integration::{Said, Site, wait_paused};
 use walden_testkit::{Cluster, Ledger, PgInstall, TestDir, on_every_version};
 
 on_every_version!(every_loss_is_found_and_every_row_comes_back);
@@ -91,33 +90,41 @@ fn every_loss_is_found_and_every_row_comes_back(install: &PgInstall, dir: &TestD
     ledger.finish(load, &site.production)?;
     site.archive_all()?;
 
-    let report = search(&site)?;
-    let told: Vec<String> = report.findings.iter().map(told).collect();
+    let found = site.walden(&["find", "--json"])?.exited(0)?;
+    let found: Value = serde_json::from_str(&found.stdout)?;
+    let findings = found.get("findings").and_then(Value::as_array);
+    let findings = findings.context("a list of findings")?;
+    let told: Vec<String> = findings.iter().map(told).collect();
     let mut expected: Vec<&str> = LOSSES.iter().map(|loss| loss.told).collect();
     expected.push("restore point behind it all");
     ensure!(told == expected, "{expected:?} expected, found {told:?}");
 
-    for ((loss, before), finding) in LOSSES.iter().zip(before).zip(&report.findings) {
+    for ((loss, before), finding) in LOSSES.iter().zip(before).zip(findings) {
         comes_back(&site, loss, &before, finding)
-            .with_context(|| format!("{}: {finding:?}", loss.statement))?;
+            .with_context(|| format!("{}: {finding}", loss.statement))?;
     }
     Ok(())
 }
 
-fn comes_back(site: &Site<'_>, loss: &Loss, before: &str, finding: &Finding) -> Result<()> {
-    let What::Incident(incident) = &finding.what else {
-        anyhow::bail!("no incident");
-    };
-    ensure!(incident.doubt.is_none(), "this is certain");
-    ensure!(incident.rows == loss.rows, "{:?} rows expected", loss.rows);
-    let arguments = match &finding.restore {
-        Ok(arguments) => arguments,
-        Err(none) => anyhow::bail!("there is no way back: {none}"),
-    };
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    site.walden(&arguments)?.exited(0)?;
-    let directory = arguments.get(1).context("a directory")?;
-    let mut restored = Cluster::adopt(site.install, site.dir, "back", *directory)?;
+/// Runs the printed command as a person would, and looks at what it brings.
+fn comes_back(site: &Site<'_>, loss: &Loss, before: &str, finding: &Value) -> Result<()> {
+    ensure!(
+        finding.get("ambiguous").is_none_or(Value::is_null),
+        "this is certain"
+    );
+    ensure!(
+        finding.get("rows").and_then(Value::as_u64) == loss.rows,
+        "{:?} rows expected",
+        loss.rows
+    );
+    let command = text(finding, "restore");
+    Said::run(&mut site.shell(command)?)?.exited(0)?;
+    let directory = format!(
+        "{}-before-{}",
+        site.production.pgdata().display(),
+        finding.get("xid").unwrap_or(&Value::Null)
+    );
+    let mut restored = Cluster::adopt(site.install, site.dir, "back", &directory)?;
     restored.start()?;
     wait_paused(&restored)?;
     let found = content(&mut connect(&restored, loss.database)?, loss.table)?;
@@ -146,28 +153,14 @@ fn content(client: &mut Client, table: &str) -> Result<String> {
     Ok(row.try_get(0)?)
 }
 
-fn search(site: &Site<'_>) -> Result<FindReport> {
-    let request = FindRequest {
-        repository: RepositorySettings {
-            name: "here".to_owned(),
-            place: Place::Folder(site.repository()),
-            id: None,
-        },
-        cluster: "main".parse()?,
-        system: None,
-        timeline: None,
-        between: None,
-        sought: Sought::everything(),
-        target_directory: None,
-        pgdata: Some(site.production.pgdata().to_owned()),
-    };
-    let runtime = tokio::runtime::Runtime::new()?;
-    Ok(runtime.block_on(find(&request))?)
+fn text<'a>(finding: &'a Value, key: &str) -> &'a str {
+    finding.get(key).and_then(Value::as_str).unwrap_or("")
 }
 
-fn told(finding: &Finding) -> String {
-    match &finding.what {
-        What::Incident(incident) => format!("{} {}", incident.statement(), incident.object),
-        What::RestorePoint(name) => format!("restore point {name}"),
-    }
+fn told(finding: &Value) -> String {
+    let what = match text(finding, "restore_point") {
+        "" => text(finding, "relation"),
+        name => name,
+    };
+    format!("{} {what}", text(finding, "action"))
 }

@@ -14,6 +14,7 @@ use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId};
 use search::Search;
 
 use crate::catalog::{self, CatalogError, SystemCatalog};
+use crate::index::mark_breaks;
 use crate::repository::{Repository, RepositoryError, RepositorySettings};
 
 /// What to look for, and where.
@@ -198,7 +199,10 @@ pub async fn find(request: &FindRequest) -> Result<FindReport, FindError> {
     let path = catalog
         .path(timeline)
         .map_err(|source| FindError::Timeline { timeline, source })?;
-    let search = Search::new(request, &repository, &catalog, &path, timeline);
+    // The search goes on behind WAL that recovery does not get past; the ways back do not.
+    let mut passable = catalog.clone();
+    mark_breaks(&repository, &mut passable).await?;
+    let search = Search::new(request, &repository, &catalog, &passable, &path, timeline);
     Ok(search.run().await?)
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Search<'a> {
     request: &'a FindRequest,
     repository: &'a Repository,
     catalog: &'a Catalog,
+    /// The same, with what recovery does not get past.
+    passable: &'a Catalog,
     path: &'a WalPath<'a>,
     timeline: TimelineId,
     indexes: Indexes<'a>,
@@ -56,6 +58,7 @@ impl<'a> Search<'a> {
         request: &'a FindRequest,
         repository: &'a Repository,
         catalog: &'a Catalog,
+        passable: &'a Catalog,
         path: &'a WalPath<'a>,
         timeline: TimelineId,
     ) -> Self {
@@ -70,6 +73,7 @@ impl<'a> Search<'a> {
             request,
             repository,
             catalog,
+            passable,
             path,
             timeline,
             indexes: Indexes::new(repository, catalog),
@@ -367,7 +371,7 @@ impl<'a> Search<'a> {
             xid,
             lsn,
             timeline: stands_on.map_or(self.timeline, |span| span.timeline),
-            restore: back(self.request, self.catalog, self.timeline, xid, lsn, &what),
+            restore: back(self.request, self.passable, self.timeline, xid, lsn, &what),
             what,
         });
     }
