@@ -420,7 +420,7 @@ impl Run<'_> {
         (damaged, count)
     }
 
-    /// `None`: the block is fine now, and was being written before.
+    /// `None`: the block is fine now, and was being written before; or its file was dropped since, and with it whatever it was.
     async fn look_again(&self, doubt: &Doubt, start: Lsn) -> Option<String> {
         use walden_pg::page::{PageVerdict, verify_page};
         let path = String::from_utf8_lossy(&doubt.path);
@@ -433,10 +433,14 @@ impl Run<'_> {
             doubt.stored, doubt.computed, doubt.lsn
         );
         match now {
-            Ok(page) => match verify_page(&page, doubt.block) {
+            Ok(Some(page)) => match verify_page(&page, doubt.block) {
                 PageVerdict::Mismatch { lsn, .. } if lsn < start => Some(said),
                 _ => None,
             },
+            Ok(None) => {
+                tracing::info!(path = %path, block = doubt.block, said, "a block did not fit, of a file that was dropped meanwhile");
+                None
+            }
             Err(error) => {
                 tracing::warn!(path = %path, error = &error as &dyn std::error::Error, "cannot look at the block again");
                 Some(format!(

@@ -409,18 +409,18 @@ impl Server {
         (extras, missed)
     }
 
-    /// Reads a part of a file below the data directory, as it is now.
+    /// Reads a part of a file below the data directory, as it is now; `None` where there is no such file any more.
     pub async fn read_file(
         &self,
         path: &str,
         offset: u64,
         length: u32,
-    ) -> Result<Vec<u8>, ServerError> {
+    ) -> Result<Option<Vec<u8>>, ServerError> {
         let what = "part of a file";
         let row = self
             .client
             .query_one(
-                "SELECT pg_read_binary_file($1, $2, $3)",
+                "SELECT pg_read_binary_file($1, $2, $3, true)",
                 &[&path, &(offset as i64), &i64::from(length)],
             )
             .await
