@@ -123,6 +123,9 @@ fn wal_that_ends_early_breaks_only_the_ways_that_go_on_behind_it() {
     broken_at(&mut catalog, 1, 5, 560, StopReason::Damaged);
     broken_at(&mut catalog, 1, 8, 850, StopReason::EndOfWal);
     assert!(on(&catalog, TargetKind::Latest, 2).is_ok());
+    // The newer backup begins behind it; the older one leads into it.
+    assert!(on(&catalog, TargetKind::Latest, 1).is_ok());
+    catalog.backups.pop();
     assert!(refusal(on(&catalog, TargetKind::Latest, 1)).starts_with("WAL is broken"));
 
     let mut catalog = forked();
