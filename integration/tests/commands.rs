@@ -137,6 +137,18 @@ fn what_happened_is_told_by_every_command(install: &PgInstall, dir: &TestDir) ->
         nothing.get("findings") == Some(&Value::Array(Vec::new())),
         "nothing happened in 2001: {nothing}"
     );
+    let since = [
+        "find",
+        "--dropped",
+        "--between",
+        "2001-01-01 00:00Z",
+        "2101-01-01 00:00Z",
+    ];
+    let since = json(&site, &[&since[..], &["--target-dir", copy_text]].concat())?;
+    ensure!(
+        since.get("findings") == found.get("findings"),
+        "the loss lies between 2001 and 2101: {since}"
+    );
     let page = site
         .walden(&["find", "--target-dir", copy_text])?
         .exited(0)?;
