@@ -8,10 +8,10 @@ use walden_model::keys::{self, ROOT_KEY};
 use walden_model::{ClusterName, Encryption, IdentityDocument, RandomId, RepositoryDocument};
 use walden_pg::control::{ControlFile, ControlFileError};
 use walden_pg::{SystemIdentifier, WalSegmentSize};
-use walden_store::{CreateOnly, LocalStore, StoreError};
+use walden_store::{LocalStore, StoreError};
 
 use crate::host;
-use crate::repository::{Place, Repository, RepositoryError, RepositorySettings, open_bucket};
+use crate::repository::{Place, Repository, RepositoryError, RepositorySettings};
 
 /// What to register, and where.
 #[derive(Debug, Clone)]
@@ -76,9 +76,10 @@ pub enum InitError {
     /// The configuration pins an id, and there is no repository.
     #[error(
         "{place} holds no repository, but the configuration pins repository {id}: it is probably {}; to make a new repository there, remove \
-         \"id\" from the configuration first", match place {
-            Place::Folder(_) => "not mounted. Mount it",
-            Place::Bucket(_) => "another bucket, prefix or endpoint. Correct it",
+         \"id\" from the configuration first", if matches!(place, Place::Folder(_)) {
+            "not mounted. Mount it"
+        } else {
+            "another bucket, prefix or endpoint. Correct it"
         }
     )]
     NotMounted {
@@ -186,6 +187,7 @@ async fn make_repository(
             LocalStore::create_root(path).map_err(InitError::Folder)?;
             None
         }
+        #[cfg(feature = "s3")]
         (Err(e), Place::Bucket(_)) => return Err(e.into()),
     };
     if let (None, Some(id)) = (&there, settings.id) {
@@ -194,6 +196,7 @@ async fn make_repository(
             id,
         });
     }
+    #[cfg(feature = "s3")]
     prove_create_only(settings).await?;
     if let Some((repository, root)) = there {
         return Ok((repository, root, false));
@@ -218,7 +221,10 @@ async fn make_repository(
 
 /// Tries out whether a bucket that is to honour conditions does, before anything of worth is in it. Claims hold in every
 /// bucket, and a folder has links.
+#[cfg(feature = "s3")]
 async fn prove_create_only(settings: &RepositorySettings) -> Result<(), InitError> {
+    use crate::repository::{CreateOnly, open_bucket};
+
     let Place::Bucket(s3) = &settings.place else {
         return Ok(());
     };

@@ -14,9 +14,12 @@ use walden_model::{
     Sha256Digest, Tail,
 };
 use walden_pg::SystemIdentifier;
-use walden_store::{Key, LocalStore, ObjectStore, PutMode, S3Store, StoreError, StoreErrorKind};
+#[cfg(feature = "s3")]
+use walden_store::S3Store;
+use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind};
 
 pub use self::settings::{Place, RepositorySettings};
+#[cfg(feature = "s3")]
 pub use walden_store::{
     Checksums, CreateOnly, ObjectLock, ObjectLockMode, S3Credentials, S3Settings, ServerEncryption,
 };
@@ -203,12 +206,13 @@ impl Repository {
                     });
                 }
             },
+            #[cfg(feature = "s3")]
             Place::Bucket(s3) => Arc::new(open_bucket(&settings.name, s3).await?),
         };
         Ok(Repository {
             name: name(),
             id: settings.id,
-            in_bucket: matches!(settings.place, Place::Bucket(_)),
+            in_bucket: !matches!(settings.place, Place::Folder(_)),
             store,
         })
     }
@@ -501,6 +505,7 @@ impl Repository {
 }
 
 /// The bucket that a repository is in.
+#[cfg(feature = "s3")]
 pub(crate) async fn open_bucket(name: &str, s3: &S3Settings) -> Result<S3Store, RepositoryError> {
     let name = name.to_owned();
     S3Store::open(s3.clone())

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use walden_model::RandomId;
+#[cfg(feature = "s3")]
 use walden_store::S3Settings;
 
 /// Where a repository is, as the configuration says.
@@ -24,6 +25,7 @@ pub enum Place {
     /// An absolute path.
     Folder(PathBuf),
     /// A bucket, or what is below a prefix in it.
+    #[cfg(feature = "s3")]
     Bucket(Box<S3Settings>),
 }
 
@@ -31,6 +33,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::Folder(path) => path.display().fmt(f),
+            #[cfg(feature = "s3")]
             Place::Bucket(s3) => f.write_str(&s3.location()),
         }
     }
@@ -41,8 +44,12 @@ impl RepositorySettings {
     /// request always has its own deadline's time, or a store that is slow would never answer in time.
     #[must_use]
     pub fn within(mut self, time: Duration) -> Self {
-        if let Place::Bucket(s3) = &mut self.place {
-            s3.operation_deadline = s3.operation_deadline.min(time.max(s3.request_deadline));
+        match &mut self.place {
+            Place::Folder(_) => {}
+            #[cfg(feature = "s3")]
+            Place::Bucket(s3) => {
+                s3.operation_deadline = s3.operation_deadline.min(time.max(s3.request_deadline));
+            }
         }
         self
     }
