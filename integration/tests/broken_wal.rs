@@ -34,6 +34,7 @@ fn told(site: &Site<'_>) -> Result<SystemWindows> {
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,
+            required: true,
         },
         cluster: "main".parse()?,
     };

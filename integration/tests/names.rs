@@ -436,6 +436,7 @@ fn newest(site: &Site<'_>) -> Result<(SystemKeys, BackupRecord, Repository)> {
         name: "here".to_owned(),
         place: Place::Folder(site.repository()),
         id: None,
+        required: true,
     };
     let request = ListRequest {
         repository: settings.clone(),

@@ -41,6 +41,7 @@ fn request(site: &Site<'_>) -> Result<ListRequest> {
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,
+            required: true,
         },
         cluster: "main".parse()?,
     })

@@ -38,7 +38,9 @@ pub struct Settings {
     pub pg_bin_dir: Option<PathBuf>,
     /// `clusters.NAME.spool_dir`: where a backup of a cluster with tablespaces passes through.
     pub spool_dir: Option<PathBuf>,
-    /// The repository, a folder or a bucket.
+    /// Every repository, in the order in which they are read from; at least one is required.
+    pub repositories: Vec<RepositorySettings>,
+    /// The first of them, for what reads from one alone.
     pub repository: RepositorySettings,
     /// `compression.level`: zstd's, 1 to 19.
     pub compression_level: i32,
@@ -48,6 +50,8 @@ pub struct Settings {
     pub push_ahead: usize,
     /// `push.backlog_level`: zstd's level, -7 to 19, while more than `push.ahead` files wait.
     pub push_backlog_level: Option<i32>,
+    /// `push.optional_wait`: how long a push waits for a repository that is not required once the others have a file.
+    pub push_optional_wait: Duration,
     /// `fetch.retry_for`: how long one fetch tries again while a repository does not answer.
     pub fetch_retry_for: Duration,
     /// `fetch.ahead`: how many segments lie ready before PostgreSQL asks for them; 0 for none.
@@ -89,7 +93,7 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
     let raw: RawConfig = if text.trim().is_empty() {
         return Err(ConfigError::Missing {
             file: file.to_owned(),
-            key: "clusters",
+            key: "clusters".to_owned(),
         });
     } else {
         serde_yaml::from_str(text).map_err(|e| ConfigError::from_yaml(file, text, &e))?
@@ -106,7 +110,7 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         _ if clusters.is_empty() => {
             return Err(ConfigError::Missing {
                 file: file.to_owned(),
-                key: "clusters",
+                key: "clusters".to_owned(),
             });
         }
         Some(wanted) => clusters
@@ -127,6 +131,13 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
     };
     let (name, cluster) = clusters.swap_remove(chosen);
     let path = |path: Option<raw::Text<raw::AbsolutePath>>| path.map(|path| path.0.0);
+    let repositories = resolve_repositories(file, raw.repositories.unwrap_or_default())?;
+    let Some(repository) = repositories.first().cloned() else {
+        return Err(ConfigError::Missing {
+            file: file.to_owned(),
+            key: "repositories".to_owned(),
+        });
+    };
     Ok(Settings {
         file: file.to_owned(),
         cluster: name,
@@ -135,11 +146,13 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         primary_connection: cluster.primary_connection,
         pg_bin_dir: path(cluster.pg_bin_dir),
         spool_dir: path(cluster.spool_dir),
-        repository: resolve_repository(file, raw.repositories.unwrap_or_default())?,
+        repositories,
+        repository,
         compression_level: raw.compression.level.0.0,
         push_deadline: raw.push.deadline.0.0,
         push_ahead: raw.push.ahead.0.0,
         push_backlog_level: raw.push.backlog_level.0.0,
+        push_optional_wait: raw.push.optional_wait.0.0,
         fetch_retry_for: raw.fetch.retry_for.0.0,
         fetch_ahead: raw.fetch.ahead.0.0,
         standby_on_outage: raw.fetch.standby_on_outage,
@@ -148,45 +161,74 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
     })
 }
 
+/// In the order of the file, in which they are read from.
+fn resolve_repositories(
+    file: &Path,
+    raw: Vec<RawRepository>,
+) -> Result<Vec<RepositorySettings>, ConfigError> {
+    let mut repositories: Vec<RepositorySettings> = Vec::new();
+    for (raw, at) in raw.into_iter().zip(0..) {
+        let new = resolve_repository(file, raw, at)?;
+        for known in &repositories {
+            if known.name == new.name {
+                return Err(ConfigError::SameName {
+                    file: file.to_owned(),
+                    name: new.name,
+                });
+            }
+            // One store under two names would count as two copies.
+            if known.place.to_string() == new.place.to_string() {
+                return Err(ConfigError::SamePlace {
+                    file: file.to_owned(),
+                    names: [known.name.clone(), new.name],
+                    place: new.place.to_string(),
+                });
+            }
+        }
+        repositories.push(new);
+    }
+    if !repositories.is_empty() && !repositories.iter().any(|known| known.required) {
+        return Err(ConfigError::NoneRequired {
+            file: file.to_owned(),
+        });
+    }
+    Ok(repositories)
+}
+
+/// `at` is its place in the list, for whoever has to find it.
 fn resolve_repository(
     file: &Path,
-    repositories: Vec<RawRepository>,
+    repository: RawRepository,
+    at: usize,
 ) -> Result<RepositorySettings, ConfigError> {
-    let file = || file.to_owned();
-    let mut repositories = repositories.into_iter();
-    let repository = repositories.next().ok_or_else(|| ConfigError::Missing {
-        file: file(),
-        key: "repositories",
-    })?;
-    if repositories.next().is_some() {
-        return Err(ConfigError::OneRepository { file: file() });
-    }
-    let name = repository.name.ok_or_else(|| ConfigError::Missing {
-        file: file(),
-        key: "repositories[0].name",
-    })?;
+    let missing = |key| ConfigError::Missing {
+        file: file.to_owned(),
+        key: format!("repositories[{at}].{key}"),
+    };
+    let name = repository.name.ok_or_else(|| missing("name"))?;
     let place = match (repository.path, repository.s3) {
         (Some(path), None) => Place::Folder(path.0.0),
         (None, Some(s3)) => {
-            let s3 = s3.resolve().map_err(|e| ConfigError::Invalid {
-                file: file(),
+            let s3 = s3.resolve(at).map_err(|e| ConfigError::Invalid {
+                file: file.to_owned(),
                 line: None,
                 message: e.to_string(),
             })?;
             Place::Bucket(Box::new(s3))
         }
-        (None, None) => {
-            return Err(ConfigError::Missing {
-                file: file(),
-                key: "repositories[0].path",
+        (None, None) => return Err(missing("path")),
+        (Some(_), Some(_)) => {
+            return Err(ConfigError::TwoPlaces {
+                file: file.to_owned(),
+                name,
             });
         }
-        (Some(_), Some(_)) => return Err(ConfigError::TwoPlaces { file: file() }),
     };
     Ok(RepositorySettings {
         name,
         place,
         id: repository.id.map(|id| id.0),
+        required: repository.required.unwrap_or(true),
     })
 }
 

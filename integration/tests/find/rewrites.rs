@@ -531,6 +531,7 @@ fn search(site: &Site<'_>) -> Result<FindReport> {
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,
+            required: true,
         },
         cluster: "main".parse()?,
         system: None,

@@ -35,7 +35,7 @@ pub enum ConfigError {
     /// A section or key without which nothing works.
     #[error("{}: {key:?} is missing", file.display())]
     #[allow(missing_docs)]
-    Missing { file: PathBuf, key: &'static str },
+    Missing { file: PathBuf, key: String },
     /// `--cluster` names none of the clusters.
     #[error("{} has no cluster {wanted:?}", file.display())]
     #[allow(missing_docs)]
@@ -48,14 +48,26 @@ pub enum ConfigError {
     #[error("{} has more than one cluster, and none was named", file.display())]
     #[allow(missing_docs)]
     WhichCluster { file: PathBuf, known: Vec<String> },
-    /// More than one repository.
-    #[error("{}: more than one repository, and this version keeps exactly one", file.display())]
+    /// Two repositories of one name.
+    #[error("{}: two repositories have the name {name:?}", file.display())]
     #[allow(missing_docs)]
-    OneRepository { file: PathBuf },
+    SameName { file: PathBuf, name: String },
+    /// Two repositories in one place.
+    #[error("{}: the repositories {:?} and {:?} are both in {place}", file.display(), names[0], names[1])]
+    #[allow(missing_docs)]
+    SamePlace {
+        file: PathBuf,
+        names: [String; 2],
+        place: String,
+    },
+    /// No repository is required.
+    #[error("{}: no repository is required", file.display())]
+    #[allow(missing_docs)]
+    NoneRequired { file: PathBuf },
     /// A repository that is in a folder and in a bucket.
-    #[error("{}: the repository has a path and s3, and is in one place only", file.display())]
+    #[error("{}: the repository {name:?} has a path and s3, and is in one place only", file.display())]
     #[allow(missing_docs)]
-    TwoPlaces { file: PathBuf },
+    TwoPlaces { file: PathBuf, name: String },
 }
 
 fn on_line(line: Option<usize>) -> String {
@@ -150,11 +162,11 @@ impl Hint for ConfigError {
                     None => format!("known here: {known}"),
                 }
             }
-            Self::Missing { key: "clusters", .. } => {
+            Self::Missing { key, .. } if key == "clusters" => {
                 "add at least one cluster, as in \"clusters: { main: { pgdata: /var/lib/postgresql/17/main } }\"".to_owned()
             }
-            Self::Missing { key: "repositories", .. } => {
-                "add the repository, as in \"repositories: [{ name: here, path: /var/lib/walden }]\"".to_owned()
+            Self::Missing { key, .. } if key == "repositories" => {
+                "add at least one repository, as in \"repositories: [{ name: here, path: /var/lib/walden }]\"".to_owned()
             }
             Self::Missing { .. } => {
                 "a repository needs a name, and a path or s3, as in \"{ name: here, path: /var/lib/walden }\" or \
@@ -164,7 +176,11 @@ impl Hint for ConfigError {
             Self::NoSuchCluster { known, .. } | Self::WhichCluster { known, .. } => {
                 format!("name one with --cluster: {}", known.join(", "))
             }
-            Self::OneRepository { .. } => "leave one entry under \"repositories\"".to_owned(),
+            Self::SameName { .. } => "give each a name of its own".to_owned(),
+            Self::SamePlace { .. } => "leave one of them, or correct where the other is".to_owned(),
+            Self::NoneRequired { .. } => {
+                "leave out \"required: false\" where WAL has to be before PostgreSQL may remove it".to_owned()
+            }
             Self::TwoPlaces { .. } => "leave path, for a folder, or s3, for a bucket".to_owned(),
         })
     }

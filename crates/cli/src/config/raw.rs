@@ -83,6 +83,7 @@ pub(super) struct RawRepository {
     pub path: Option<Text<AbsolutePath>>,
     pub id: Option<Text<RandomId>>,
     pub s3: Option<RawS3>,
+    pub required: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,6 +106,7 @@ pub(super) struct RawPush {
     pub deadline: Text<Span>,
     pub ahead: Text<Ahead>,
     pub backlog_level: Text<BacklogLevel>,
+    pub optional_wait: Text<Span>,
 }
 
 impl Default for RawPush {
@@ -114,6 +116,7 @@ impl Default for RawPush {
             deadline: seconds(50),
             ahead: Text(Ahead(16)),
             backlog_level: Text(BacklogLevel(None)),
+            optional_wait: seconds(5),
         }
     }
 }

@@ -128,20 +128,25 @@ fn operation_deadline() -> Text<Span> {
 
 /// What contradicts itself.
 #[derive(Debug)]
-pub(super) struct KeyWithoutKms;
+pub(super) struct KeyWithoutKms(usize);
 
 impl fmt::Display for KeyWithoutKms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("repositories[0].s3: kms_key goes with server_side_encryption: aws:kms alone")
+        write!(
+            f,
+            "repositories[{}].s3: kms_key goes with server_side_encryption: aws:kms alone",
+            self.0
+        )
     }
 }
 
 impl RawS3 {
-    pub fn resolve(self) -> Result<S3Settings, KeyWithoutKms> {
+    /// `place` is the repository's in the list.
+    pub fn resolve(self, place: usize) -> Result<S3Settings, KeyWithoutKms> {
         let path = |path: Option<Text<AbsolutePath>>| path.map(|path| path.0.0);
         let encryption = match (self.server_side_encryption, self.kms_key) {
             (Some(RawEncryption::Kms), key) => Some(ServerEncryption::Kms { key }),
-            (_, Some(_)) => return Err(KeyWithoutKms),
+            (_, Some(_)) => return Err(KeyWithoutKms(place)),
             (Some(RawEncryption::S3), None) => Some(ServerEncryption::S3),
             (None, None) => None,
         };

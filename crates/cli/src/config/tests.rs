@@ -34,6 +34,12 @@ fn complaint(text: &str, cluster: Option<&str>) -> String {
 
 #[test]
 fn what_is_not_said_has_its_documented_default() {
+    let here = RepositorySettings {
+        name: "here".to_owned(),
+        place: Place::Folder("/var/lib/walden".into()),
+        id: None,
+        required: true,
+    };
     let expected = Settings {
         file: FILE.into(),
         cluster: "main".parse().expect("a cluster's name"),
@@ -42,15 +48,13 @@ fn what_is_not_said_has_its_documented_default() {
         primary_connection: None,
         pg_bin_dir: None,
         spool_dir: None,
-        repository: RepositorySettings {
-            name: "here".to_owned(),
-            place: Place::Folder("/var/lib/walden".into()),
-            id: None,
-        },
+        repositories: vec![here.clone()],
+        repository: here,
         compression_level: 1,
         push_deadline: Duration::from_secs(50),
         push_ahead: 16,
         push_backlog_level: None,
+        push_optional_wait: Duration::from_secs(5),
         fetch_retry_for: Duration::from_secs(30),
         fetch_ahead: 8,
         standby_on_outage: StandbyOnOutage::Wait,
@@ -76,6 +80,7 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             said.push_deadline,
             said.push_ahead,
             said.push_backlog_level,
+            said.push_optional_wait,
             said.fetch_retry_for,
             said.fetch_ahead,
             said.standby_on_outage
@@ -85,6 +90,7 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             default.push_deadline,
             default.push_ahead,
             default.push_backlog_level,
+            default.push_optional_wait,
             default.fetch_retry_for,
             default.fetch_ahead,
             default.standby_on_outage
@@ -113,7 +119,8 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             && said.primary_connection.is_some()
             && said.pg_bin_dir.is_some()
             && said.spool_dir.is_some()
-            && said.repository.id.is_some(),
+            && said.repository.id.is_some()
+            && said.repositories.len() == 2,
         "every optional key of a cluster and of a repository is in the example: {said:?}"
     );
 
@@ -155,7 +162,7 @@ fn everything_said_is_taken_over() {
 clusters: { main: { connection: host=/run user=postgres, spool_dir: /var/tmp } }
 repositories: [ { name: here, path: /r, id: 00000000000000000000000000000012 } ]
 compression: { level: 19 }
-push: { deadline: 2min, ahead: 64, backlog_level: -3 }
+push: { deadline: 2min, ahead: 64, backlog_level: -3, optional_wait: 1s }
 fetch: { retry_for: 500ms, ahead: 0, standby_on_outage: stop }
 backup: { wal_timeout: 1h }
 log_level: debug
@@ -175,6 +182,7 @@ log_level: debug
     assert_eq!(settings.push_deadline, Duration::from_secs(120));
     assert_eq!(settings.push_ahead, 64);
     assert_eq!(settings.push_backlog_level, Some(-3));
+    assert_eq!(settings.push_optional_wait, Duration::from_secs(1));
     assert_eq!(settings.fetch_retry_for, Duration::from_millis(500));
     assert_eq!(settings.fetch_ahead, 0);
     assert_eq!(settings.standby_on_outage, StandbyOnOutage::Stop);
@@ -208,12 +216,12 @@ fn an_unknown_key_names_its_line_and_the_nearest_key() {
             None
         ),
         "error: /etc/walden/walden.yaml, line 6: unknown key \"colour\" in repositories[0]\n\
-         hint: known here: name, path, id, s3\n"
+         hint: known here: name, path, id, s3, required\n"
     );
     assert_eq!(
         complaint(&format!("{SMALL}push: {{ dedline: 3s }}\n"), None),
         "error: /etc/walden/walden.yaml, line 7: unknown key \"dedline\" in push\n\
-         hint: did you mean \"deadline\"? Known here: deadline, ahead, backlog_level\n"
+         hint: did you mean \"deadline\"? Known here: deadline, ahead, backlog_level, optional_wait\n"
     );
 }
 
@@ -289,7 +297,7 @@ fn a_missing_section_is_shown_as_it_should_be() {
     assert_eq!(
         complaint("clusters: { main: }", None),
         "error: /etc/walden/walden.yaml: \"repositories\" is missing\n\
-         hint: add the repository, as in \"repositories: [{ name: here, path: /var/lib/walden }]\"\n"
+         hint: add at least one repository, as in \"repositories: [{ name: here, path: /var/lib/walden }]\"\n"
     );
     assert_eq!(
         complaint("clusters: { main: }\nrepositories: [{ name: here }]", None),
@@ -300,18 +308,64 @@ fn a_missing_section_is_shown_as_it_should_be() {
 }
 
 #[test]
-fn only_one_place_is_accepted_as_repository() {
+fn repositories_come_in_the_files_order_and_are_required_unless_said() {
+    let said: Vec<_> = resolved(&format!(
+        "{SMALL}  - {{ name: a, path: /a, required: false }}\n  - {{ name: b, s3: {{ bucket: b }}, required: true }}\n"
+    ))
+    .repositories
+    .into_iter()
+    .map(|repository| (repository.name, repository.place.to_string(), repository.required))
+    .collect();
     assert_eq!(
-        complaint(
-            &format!("{SMALL}  - {{ name: elsewhere, path: /mnt }}\n"),
-            None
-        ),
-        "error: /etc/walden/walden.yaml: more than one repository, and this version keeps exactly one\n\
-         hint: leave one entry under \"repositories\"\n"
+        said,
+        [
+            ("here".to_owned(), "/var/lib/walden".to_owned(), true),
+            ("a".to_owned(), "/a".to_owned(), false),
+            ("b".to_owned(), "s3://b".to_owned(), true),
+        ]
     );
+}
+
+#[test]
+fn what_can_not_be_meant_of_several_repositories_is_refused() {
+    for (more, expected) in [
+        (
+            "  - { name: here, path: /mnt }\n",
+            "two repositories have the name \"here\"\nhint: give each a name of its own",
+        ),
+        (
+            "  - { name: elsewhere, path: /var/lib/walden }\n",
+            "the repositories \"here\" and \"elsewhere\" are both in /var/lib/walden\n\
+             hint: leave one of them, or correct where the other is",
+        ),
+        (
+            "    required: false\n  - { name: b, path: /b, required: false }\n",
+            "no repository is required\n\
+             hint: leave out \"required: false\" where WAL has to be before PostgreSQL may remove it",
+        ),
+        (
+            "  - { path: /mnt }\n",
+            "\"repositories[1].name\" is missing\nhint: a repository needs a name, and a path or s3, as in \
+             \"{ name: here, path: /var/lib/walden }\" or \"{ name: here, s3: { bucket: backups, region: eu-west-1 } }\"",
+        ),
+        (
+            "  - { name: b, s3: { bucket: b, kms_key: k } }\n",
+            "repositories[1].s3: kms_key goes with server_side_encryption: aws:kms alone\nhint: walden.example.yaml explains every key",
+        ),
+    ] {
+        assert_eq!(
+            complaint(&format!("{SMALL}{more}"), None),
+            format!("error: {FILE}: {expected}\n"),
+            "for {more}"
+        );
+    }
+}
+
+#[test]
+fn only_one_place_is_accepted_of_a_repository() {
     assert_eq!(
         complaint(&format!("{SMALL}    s3: {{ bucket: b }}\n"), None),
-        "error: /etc/walden/walden.yaml: the repository has a path and s3, and is in one place only\n\
+        "error: /etc/walden/walden.yaml: the repository \"here\" has a path and s3, and is in one place only\n\
          hint: leave path, for a folder, or s3, for a bucket\n"
     );
 }

@@ -17,6 +17,8 @@ pub struct RepositorySettings {
     pub place: Place,
     /// The repository id that must be found there, if the configuration pins it.
     pub id: Option<RandomId>,
+    /// Whether a WAL file counts as archived, and a backup as taken, only once it is here too.
+    pub required: bool,
 }
 
 /// What keeps a repository's objects. Displayed, it is where the repository is, for people.

@@ -433,5 +433,6 @@ fn settings(root: &Path) -> RepositorySettings {
         name: "here".into(),
         place: Place::Folder(root.to_path_buf()),
         id: None,
+        required: true,
     }
 }
