@@ -104,7 +104,11 @@ impl<'a> Resolver<'a> {
             hunt.take(walk)?;
         }
         let stop = hunt.stop()?;
-        let mut plan = self.plan_to(stop)?;
+        let options = PlanOptions {
+            backup: hunt.backup().cloned(),
+            ..self.options.clone()
+        };
+        let mut plan = RecoveryPlan::build_to(self.catalog, self.target, &options, stop.record())?;
         match hunt.ending(&plan, stop) {
             // What was read on the way is not read again.
             Some(ending) => {
@@ -181,12 +185,8 @@ impl<'a> Resolver<'a> {
     }
 
     async fn plan_stop(mut self, stop: Stop) -> Result<RecoveryPlan, ResolveError> {
-        let plan = self.plan_to(stop)?;
+        let plan = RecoveryPlan::build_to(self.catalog, self.target, self.options, stop.record())?;
         self.with_ending(plan, Some(stop)).await
-    }
-
-    fn plan_to(&self, stop: Stop) -> Result<RecoveryPlan, Unreachable> {
-        RecoveryPlan::build_to(self.catalog, self.target, self.options, stop.record())
     }
 
     /// The plan with its ending, where all of the way can be seen. Without a stop the archived WAL ends it.

@@ -22,6 +22,8 @@ pub struct Hunt<'a, 't> {
     catalog: &'a Catalog,
     target: &'t RecoveryTarget,
     asked: Option<&'t BackupId>,
+    /// Recovery from a newer backup stops before that is consistent.
+    passed_over: bool,
     sought: Sought,
     search: Search<'a, 't>,
     /// From where walks still have to begin.
@@ -95,6 +97,7 @@ impl<'a, 't> Hunt<'a, 't> {
             catalog,
             target,
             asked,
+            passed_over: false,
             sought,
             search,
             starts,
@@ -163,7 +166,9 @@ impl<'a, 't> Hunt<'a, 't> {
                 // Before the backup is consistent PostgreSQL must not stop: for a time, an older backup may serve.
                 let too_early = record.lsn < start.backup.stop_lsn;
                 let retry = matches!(kind, TargetKind::Time(_)) && !self.starts.is_empty();
-                if !(too_early && retry) {
+                if too_early && retry {
+                    self.passed_over = true;
+                } else {
                     self.found = Some(Found {
                         record,
                         backup: start.backup,
@@ -219,9 +224,17 @@ impl<'a, 't> Hunt<'a, 't> {
         })
     }
 
+    /// The backup from which recovery stops there, where that is not the newest that ended before: what was asked for, or the
+    /// one left after newer ones whose clocks were wrong.
+    #[must_use]
+    pub fn backup(&self) -> Option<&BackupId> {
+        let found = self.found.filter(|_| self.passed_over);
+        self.asked.or(found.map(|found| &found.backup.backup_id))
+    }
+
     /// The backup from which a record is reached.
     fn reach(&self, record: RecordSpan) -> Result<&'a BackupRecord, Unreachable> {
-        choose(self.catalog, self.target, self.asked, Some(record)).map(|choice| choice.backup)
+        choose(self.catalog, self.target, self.backup(), Some(record)).map(|choice| choice.backup)
     }
 
     /// PostgreSQL would stop at an abort, too, and never at a subtransaction's commit.

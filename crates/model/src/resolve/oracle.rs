@@ -259,7 +259,11 @@ impl World {
         let (Stop::Before(record) | Stop::After(record)) = stop else {
             unreachable!("a hunt ends at a record");
         };
-        let mut plan = RecoveryPlan::build_to(&self.catalog, target, options, Some(record))?;
+        let options = PlanOptions {
+            backup: hunt.backup().cloned(),
+            ..options.clone()
+        };
+        let mut plan = RecoveryPlan::build_to(&self.catalog, target, &options, Some(record))?;
         plan.end_with(hunt.ending(&plan, stop));
         Ok((plan, stop))
     }
