@@ -1,5 +1,6 @@
 //! The command line of `walden`.
 
+mod copy;
 mod queries;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use walden_model::target::{
 };
 use walden_pg::{Lsn, SystemIdentifier};
 
+pub use copy::CopyArguments;
 pub use queries::{
     FindArguments, WalCommand, WalListArguments, WalShowArguments, WindowsArguments,
 };
@@ -43,6 +45,7 @@ Exit codes:
   1  failed
   2  the command line or the configuration is wrong
   3  the backup was taken and is kept, but blocks of the cluster are damaged
+  8  everything was copied but what is damaged or in conflict, which is named
 
 Results go to standard output, everything else to standard error.
 walden-wal-push and walden-wal-fetch are PostgreSQL's archive_command and restore_command.";
@@ -62,6 +65,8 @@ pub enum Command {
     Find(Box<FindArguments>),
     /// Plan a restore, and carry it out
     Restore(Box<RestoreArguments>),
+    /// Make one repository hold what another holds
+    Copy(CopyArguments),
     /// Look at archived WAL
     #[command(subcommand)]
     Wal(WalCommand),

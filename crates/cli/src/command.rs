@@ -31,6 +31,17 @@ impl Place {
             self.cluster.as_deref(),
         )
     }
+
+    /// The same for verbs that go over all clusters unless one is named: where none is, the settings are the first one's.
+    pub fn settings_of_any(&self, variable: Option<OsString>) -> Result<Settings, ConfigError> {
+        let file = config::locate(self.config.as_deref(), variable);
+        match config::load(&file, self.cluster.as_deref()) {
+            Err(ConfigError::WhichCluster { known, .. }) => {
+                config::load(&file, known.first().map(String::as_str))
+            }
+            other => other,
+        }
+    }
 }
 
 /// Whether anything panicked, on whatever thread.

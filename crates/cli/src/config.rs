@@ -28,6 +28,8 @@ pub struct Settings {
     pub file: PathBuf,
     /// The cluster's name in the repository.
     pub cluster: ClusterName,
+    /// Every cluster's name, in the order of the file, for what goes over all of them.
+    pub clusters: Vec<ClusterName>,
     /// `clusters.NAME.pgdata`: the cluster's data directory.
     pub pgdata: Option<PathBuf>,
     /// `clusters.NAME.connection`: a libpq connection string for backups.
@@ -129,6 +131,7 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         }
         None => 0,
     };
+    let names = clusters.iter().map(|(name, _)| name.clone()).collect();
     let (name, cluster) = clusters.swap_remove(chosen);
     let path = |path: Option<raw::Text<raw::AbsolutePath>>| path.map(|path| path.0.0);
     let repositories = resolve_repositories(file, raw.repositories.unwrap_or_default())?;
@@ -141,6 +144,7 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
     Ok(Settings {
         file: file.to_owned(),
         cluster: name,
+        clusters: names,
         pgdata: path(cluster.pgdata),
         connection: cluster.connection,
         primary_connection: cluster.primary_connection,

@@ -13,6 +13,8 @@ pub mod common {
     pub const USAGE: u8 = 2;
     /// The backup was taken and can be restored, but blocks of the cluster are damaged.
     pub const DAMAGED_BLOCKS: u8 = 3;
+    /// Everything was copied but what is damaged in the one repository, or in conflict in the other.
+    pub const NOT_WHOLE: u8 = 8;
 }
 
 /// What `walden-wal-fetch` says with its exit code.

@@ -3,6 +3,7 @@
 mod arguments;
 pub mod command;
 pub mod config;
+mod copy;
 pub mod exit;
 pub mod fetch;
 mod find;

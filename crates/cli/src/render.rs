@@ -1,6 +1,7 @@
 //! What people read: sizes, times, tables, pages. Values in, text out.
 
 mod backups;
+mod copy;
 mod find;
 mod plan;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use backups::{backups_json, backups_table};
 use comfy_table::{Table, TableStyle};
+pub use copy::{copy_json, copy_page};
 pub use find::{findings_json, findings_page};
 use jiff::Timestamp;
 pub use plan::{Destination, plan_json, plan_page};
@@ -137,7 +139,8 @@ mod tests {
         }
         let windows = windows_json(&samples::windows(), samples::now()).expect("JSON");
         let findings = findings_json(&samples::findings(), "walden").expect("JSON");
-        for text in [listing, plan, segment, windows, findings] {
+        let copied = copy_json(&samples::copied()).expect("JSON");
+        for text in [listing, plan, segment, windows, findings, copied] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }
         printed.retain(|key| !page.contains(&format!("`{key}`")));

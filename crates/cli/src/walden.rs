@@ -22,7 +22,7 @@ use crate::command::{print_clap, run};
 use crate::config::{LogLevel, Settings};
 use crate::exit::common;
 use crate::problem::Problem;
-use crate::{find, logging, progress, render, restore, wal};
+use crate::{copy, find, logging, progress, render, restore, wal};
 
 /// Damaged blocks that are named on standard error; the commit document names more.
 const DAMAGED_SHOWN: usize = 10;
@@ -49,7 +49,11 @@ fn carry_out(
     variable: Option<OsString>,
     executable: std::io::Result<PathBuf>,
 ) -> Result<u8, Problem> {
-    let settings = arguments.place.settings(variable)?;
+    let named = arguments.place.cluster.is_some();
+    let settings = match arguments.command {
+        Command::Copy(_) => arguments.place.settings_of_any(variable)?,
+        _ => arguments.place.settings(variable)?,
+    };
     logging::start(more(
         arguments.log_level.unwrap_or(settings.log_level),
         arguments.verbose,
@@ -61,6 +65,7 @@ fn carry_out(
         Command::Windows(arguments) => run_windows(settings, &arguments),
         Command::Find(arguments) => find::run(settings, *arguments),
         Command::Restore(arguments) => restore::run(settings, *arguments, executable),
+        Command::Copy(arguments) => copy::run(settings, named, &arguments),
         Command::Wal(command) => wal::run(settings, command),
     }
 }

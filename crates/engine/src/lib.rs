@@ -6,6 +6,7 @@
 pub mod backup;
 pub mod catalog;
 pub mod codec;
+pub mod copy;
 pub mod event;
 pub mod fetch;
 pub mod find;

@@ -14,10 +14,10 @@ use walden_model::{
     Sha256Digest, Tail,
 };
 use walden_pg::SystemIdentifier;
-#[cfg(feature = "s3")]
-use walden_store::S3Store;
-use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind};
+use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind, Upload};
 
+#[cfg(feature = "s3")]
+pub(crate) use self::settings::open_bucket;
 pub use self::settings::{Place, RepositorySettings};
 #[cfg(feature = "s3")]
 pub use walden_store::{
@@ -143,6 +143,15 @@ pub enum RepositoryError {
         #[source]
         source: tokio::task::JoinError,
     },
+}
+
+/// Why an object did not pass from a repository to an upload.
+#[derive(Debug)]
+pub enum PassError {
+    /// It could not be read, or not be believed.
+    From(RepositoryError),
+    /// The upload failed.
+    To(StoreError),
 }
 
 /// What an error means for the one who asked.
@@ -336,6 +345,18 @@ impl Repository {
 
     /// Reads a document; `None` where there is none.
     pub async fn document<T: Document>(&self, key: &str) -> Result<Option<T>, RepositoryError> {
+        let damaged = |source| RepositoryError::Document {
+            key: key.to_owned(),
+            source,
+        };
+        match self.document_bytes(key).await? {
+            Some(bytes) => document::decode(&bytes).map(Some).map_err(damaged),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads a document's bytes as they are stored, at most [`MAX_DOCUMENT`]; `None` where there is none.
+    pub async fn document_bytes(&self, key: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
         let (meta, mut stream) = match self.store.get(&self.key(key)?).await {
             Err(e) if e.kind() == StoreErrorKind::NotFound => return Ok(None),
             other => other.map_err(|e| self.failed(e))?,
@@ -354,7 +375,7 @@ impl Repository {
         while let Some(chunk) = stream.next().await {
             bytes.extend_from_slice(&chunk.map_err(|e| self.failed(e))?);
         }
-        document::decode(&bytes).map(Some).map_err(damaged)
+        Ok(Some(bytes))
     }
 
     /// Writes a document, create-only.
@@ -380,16 +401,45 @@ impl Repository {
         &self,
         key: &str,
         expected: Expected,
-        mut sink: S,
+        sink: S,
     ) -> Result<DecodedObject, RepositoryError>
     where
         S: FnMut(Vec<u8>) -> std::io::Result<()> + Send + 'static,
     {
+        match self.pass(key, expected, sink, None).await {
+            Ok(object) => Ok(object),
+            Err(PassError::From(e)) => Err(e),
+            Err(PassError::To(e)) => Err(self.failed(e)),
+        }
+    }
+
+    /// Reads a framed object as [`Repository::read_object`] does, and gives its stored bytes, as they are, to `upload`. Only once this returns
+    /// `Ok` is it proven what `upload` got.
+    pub async fn pass_object(
+        &self,
+        key: &str,
+        expected: Expected,
+        upload: &mut dyn Upload,
+    ) -> Result<DecodedObject, PassError> {
+        self.pass(key, expected, |_| Ok(()), Some(upload)).await
+    }
+
+    async fn pass<S>(
+        &self,
+        key: &str,
+        expected: Expected,
+        mut sink: S,
+        mut upload: Option<&mut dyn Upload>,
+    ) -> Result<DecodedObject, PassError>
+    where
+        S: FnMut(Vec<u8>) -> std::io::Result<()> + Send + 'static,
+    {
+        let from = PassError::From;
         let (_, mut stream) = self
             .store
-            .get(&self.key(key)?)
+            .get(&self.key(key).map_err(from)?)
             .await
-            .map_err(|e| self.failed(e))?;
+            .map_err(|e| from(self.failed(e)))?;
         let (send, mut receive) = mpsc::channel::<Bytes>(4);
         let decoding = tokio::task::spawn_blocking(move || {
             let mut decoder = ObjectDecoder::new(expected);
@@ -404,8 +454,11 @@ impl Repository {
             match chunk {
                 // The decoder hangs up only when it has an error of its own to give.
                 Ok(chunk) => {
-                    if send.send(chunk).await.is_err() {
+                    if send.send(chunk.clone()).await.is_err() {
                         break;
+                    }
+                    if let Some(upload) = &mut upload {
+                        upload.write(chunk).await.map_err(PassError::To)?;
                     }
                 }
                 Err(e) => {
@@ -415,22 +468,25 @@ impl Repository {
             }
         }
         drop(send);
-        let decoded = decoding.await.map_err(|source| RepositoryError::Internal {
-            key: key.to_owned(),
-            source,
+        let decoded = decoding.await.map_err(|source| {
+            from(RepositoryError::Internal {
+                key: key.to_owned(),
+                source,
+            })
         })?;
-        match (lost, decoded) {
-            (Some(e), _) => Err(self.failed(e)),
-            (None, Ok(object)) => Ok(object),
-            (None, Err(ReadError::Codec(source))) => Err(RepositoryError::Object {
+        let error = match (lost, decoded) {
+            (None, Ok(object)) => return Ok(object),
+            (Some(e), _) => self.failed(e),
+            (None, Err(ReadError::Codec(source))) => RepositoryError::Object {
                 key: key.to_owned(),
                 source,
-            }),
-            (None, Err(ReadError::Sink(source))) => Err(RepositoryError::Sink {
+            },
+            (None, Err(ReadError::Sink(source))) => RepositoryError::Sink {
                 key: key.to_owned(),
                 source,
-            }),
-        }
+            },
+        };
+        Err(from(error))
     }
 
     /// Reads a framed object whose content fits into memory; one with more than `most` bytes is refused.
@@ -502,18 +558,6 @@ impl Repository {
             }
         }
     }
-}
-
-/// The bucket that a repository is in.
-#[cfg(feature = "s3")]
-pub(crate) async fn open_bucket(name: &str, s3: &S3Settings) -> Result<S3Store, RepositoryError> {
-    let name = name.to_owned();
-    S3Store::open(s3.clone())
-        .await
-        .map_err(|source| match source.kind() {
-            StoreErrorKind::Invalid => RepositoryError::Settings { name, source },
-            _ => RepositoryError::Store { name, source },
-        })
 }
 
 pub(crate) fn encode_small(

@@ -124,6 +124,14 @@ pub fn decode<T: Document>(bytes: &[u8]) -> Result<T, DocumentError> {
     decode_body(json, &kind)
 }
 
+/// Holds a document of any kind, also one that a later version defined, against its digest line; gives its kind.
+///
+/// # Errors
+/// As [`decode`], but for `WrongKind` and `Malformed`.
+pub fn check(bytes: &[u8]) -> Result<String, DocumentError> {
+    kind_of(bytes, "any")
+}
+
 /// The kind of a whole, readable document; for keys where more than one may stand.
 pub(crate) fn kind_of(bytes: &[u8], expected: &'static str) -> Result<String, DocumentError> {
     check_preamble(checked_json(bytes)?, expected)

@@ -248,6 +248,12 @@ impl SystemKeys {
         format!("{}/{}/{rest}", self.cluster, self.system)
     }
 
+    /// Everything.
+    #[must_use]
+    pub fn prefix(&self) -> String {
+        self.under(format_args!(""))
+    }
+
     /// A WAL file.
     #[must_use]
     pub fn wal(&self, name: &WalName) -> String {
@@ -345,6 +351,12 @@ impl SystemKeys {
         let level = block.level.number();
         let prefix = self.rollup_prefix(block.timeline);
         format!("{prefix}{level}/{}.zst", block.name(size))
+    }
+
+    /// Roll-ups of every version.
+    #[must_use]
+    pub fn rollups_prefix(&self) -> String {
+        self.under(format_args!("rollup/"))
     }
 
     /// One timeline's roll-ups of the version that this program knows.

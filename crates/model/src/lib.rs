@@ -3,6 +3,7 @@
 
 pub mod catalog;
 mod choice;
+pub mod copy;
 pub mod coverage;
 pub mod digest;
 pub mod document;

@@ -43,6 +43,7 @@ fn what_is_not_said_has_its_documented_default() {
     let expected = Settings {
         file: FILE.into(),
         cluster: "main".parse().expect("a cluster's name"),
+        clusters: vec!["main".parse().expect("a cluster's name")],
         pgdata: Some("/var/lib/postgresql/17/main".into()),
         connection: None,
         primary_connection: None,

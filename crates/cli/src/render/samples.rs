@@ -1,5 +1,6 @@
 //! Values for the tests of what is rendered.
 
+mod copied;
 mod found;
 mod wal;
 
@@ -14,6 +15,7 @@ use walden_model::{
 use walden_pg::history::TimelineSpan;
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 
+pub use copied::copied;
 pub use found::{findings, newest, now, windows};
 pub use wal::{archived_wal, shown_segment};
 

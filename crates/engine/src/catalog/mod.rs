@@ -159,7 +159,10 @@ pub async fn load_readable(
 }
 
 /// The registrations of a cluster, in order, and those that cannot be read; one of either at least.
-async fn identities(
+///
+/// # Errors
+/// As [`load_readable`].
+pub(crate) async fn identities(
     repository: &Repository,
     cluster: &ClusterName,
 ) -> Result<(Vec<IdentityDocument>, Vec<DamagedDocument>), CatalogError> {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use walden_model::RandomId;
 #[cfg(feature = "s3")]
-use walden_store::S3Settings;
+use walden_store::{S3Settings, S3Store, StoreErrorKind};
+
+#[cfg(feature = "s3")]
+use super::RepositoryError;
 
 /// Where a repository is, as the configuration says.
 #[derive(Debug, Clone)]
@@ -55,4 +58,16 @@ impl RepositorySettings {
         }
         self
     }
+}
+
+/// The bucket that a repository is in.
+#[cfg(feature = "s3")]
+pub(crate) async fn open_bucket(name: &str, s3: &S3Settings) -> Result<S3Store, RepositoryError> {
+    let name = name.to_owned();
+    S3Store::open(s3.clone())
+        .await
+        .map_err(|source| match source.kind() {
+            StoreErrorKind::Invalid => RepositoryError::Settings { name, source },
+            _ => RepositoryError::Store { name, source },
+        })
 }
