@@ -3,6 +3,7 @@
 // Without buckets a place is a folder and nothing else.
 #![cfg_attr(not(feature = "s3"), allow(irrefutable_let_patterns, unused_variables))]
 
+pub mod archive;
 pub mod backup;
 pub mod catalog;
 pub mod codec;

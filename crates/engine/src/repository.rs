@@ -94,6 +94,28 @@ pub enum RepositoryError {
         /// The id that the configuration names.
         expected: RandomId,
     },
+    /// Another archive under the same name: nothing of it may be mixed with what the other repositories hold.
+    #[error(
+        "cluster \"{cluster}\" with system identifier {system} has archive id {found} in repository \"{name}\", and {expected} in repository \"{other}\": \
+         two archives that must not be mixed; take one of the two out of the configuration"
+    )]
+    OtherArchive {
+        /// The repository that is refused.
+        name: String,
+        /// The one before it.
+        other: String,
+        /// The cluster's name in the configuration.
+        cluster: ClusterName,
+        /// Its system identifier.
+        system: SystemIdentifier,
+        /// The archive id in the one that is refused.
+        found: RandomId,
+        /// The archive id in the other.
+        expected: RandomId,
+    },
+    /// There is none to ask.
+    #[error("no repository is configured")]
+    NoRepository,
     /// Nobody registered this system identifier.
     #[error(
         "cluster \"{cluster}\" with system identifier {system} is not registered in repository \"{name}\"; \
@@ -179,7 +201,15 @@ impl RepositoryError {
                 _ => Trouble::Outage,
             },
             RepositoryError::NoRoot { .. } => Trouble::Outage,
-            RepositoryError::Settings { .. } => Trouble::Configuration,
+            RepositoryError::Settings { .. }
+            | RepositoryError::OtherArchive { .. }
+            | RepositoryError::NoRepository => Trouble::Configuration,
+            // Who takes content refuses with this what cannot be right.
+            RepositoryError::Sink { source, .. }
+                if source.kind() == std::io::ErrorKind::InvalidData =>
+            {
+                Trouble::Damage
+            }
             RepositoryError::Object { source, .. } if source.needs_newer() => {
                 Trouble::Configuration
             }
@@ -396,7 +426,8 @@ impl Repository {
 
     /// Reads a framed object from beginning to end on a blocking thread, giving its content to `sink`.
     ///
-    /// What `sink` got is proven only once this returns `Ok`. `NotFound` is [`Trouble::Absent`].
+    /// What `sink` got is proven only once this returns `Ok`. `NotFound` is [`Trouble::Absent`]. A sink that refuses content as damaged says
+    /// so with [`std::io::ErrorKind::InvalidData`].
     pub async fn read_object<S>(
         &self,
         key: &str,
