@@ -13,7 +13,7 @@ use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 use walden_store::ObjectMeta;
 
 use crate::catalog::{self, CatalogError};
-use crate::index::Indexes;
+use crate::index::{Indexes, read_tail};
 use crate::repository::{Repository, RepositoryError, RepositorySettings, Trouble};
 
 /// Tails that are read at the same time.
@@ -162,7 +162,8 @@ impl WalListing {
         let index = match name {
             WalName::History(_) | WalName::Backup { .. } => Indexed::NoRecords,
             WalName::Segment(_) | WalName::Partial { .. } => {
-                match self.repository.read_tail(&self.keys.wal(&name)).await {
+                let key = self.keys.wal(&name);
+                match read_tail(&self.repository, self.identity.archive_id, &key).await {
                     Ok((_, read)) => read.tail.index.map_or(Indexed::Nothing, Indexed::Said),
                     Err(e) => Indexed::Damaged(damage(e)?),
                 }
@@ -304,7 +305,7 @@ pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
         system: identity.system_identifier,
     };
     let key = keys.wal(&WalName::Segment(request.segment));
-    let (stored_size, read) = match repository.read_tail(&key).await {
+    let (stored_size, read) = match read_tail(&repository, identity.archive_id, &key).await {
         Err(e) if e.trouble() == Trouble::Absent => {
             return Err(WalError::NotArchived {
                 segment: request.segment,
@@ -329,9 +330,8 @@ pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
         let mut index = read.tail.index;
         if let (Some(index), Some(next)) = (&mut index, following) {
             // The record that goes on in the next segment is told with this one, as far as that is archived and can be read.
-            let next = repository
-                .read_tail(&keys.wal(&WalName::Segment(next)))
-                .await;
+            let next = keys.wal(&WalName::Segment(next));
+            let next = read_tail(&repository, identity.archive_id, &next).await;
             let next = next.ok().and_then(|(_, read)| read.tail.index);
             if let Some(next) = next {
                 absorb(index, &next);

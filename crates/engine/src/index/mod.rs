@@ -19,11 +19,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 use walden_model::index::{DetailReader, SegmentDetail, SegmentIndex};
-use walden_model::{Catalog, HeadKind, RollUps, SystemKeys, WalName, keys};
+use walden_model::{Catalog, HeadKind, RandomId, RollUps, SystemKeys, WalName, keys};
 use walden_pg::SegmentName;
 use walden_pg::wal_record::RelFileLocator;
 
-use crate::codec::Expected;
+use crate::codec::{Expected, ReadTail};
 use crate::repository::{Repository, RepositoryError, Trouble};
 
 /// Tails and roll-ups that are read at the same time. They are small, so what counts is how long an answer takes.
@@ -71,11 +71,11 @@ impl<'a> Indexes<'a> {
         &self,
         name: SegmentName,
     ) -> Result<Option<SegmentIndex>, RepositoryError> {
-        let read = self.repository.read_tail(&self.key(name)).await;
+        let read = read_tail(self.repository, self.catalog.archive_id, &self.key(name)).await;
         match unless_unusable(read)? {
             Some((_, read)) => {
                 let index = read.tail.index.map(|index| *index);
-                Ok(index.filter(|index| self.is_of(index, name)))
+                Ok(index.filter(|index| self.is_within(index, name)))
             }
             None => Ok(None),
         }
@@ -159,8 +159,8 @@ impl<'a> Indexes<'a> {
         }
     }
 
-    /// Whether an index speaks of the segment in whose place it stands: a tail alone does not say where it belongs.
-    fn is_of(&self, index: &SegmentIndex, name: SegmentName) -> bool {
+    /// Whether an index speaks of this segment's stretch of WAL alone.
+    fn is_within(&self, index: &SegmentIndex, name: SegmentName) -> bool {
         let size = self.catalog.segment_size;
         let Some(start) = name.start(size) else {
             return false;
@@ -171,6 +171,20 @@ impl<'a> Indexes<'a> {
             .flatten()
             .all(|lsn| segment.contains(&lsn.0))
     }
+}
+
+/// A WAL file's tail, and its stored size; with an index only where that says that it is this object's.
+pub(crate) async fn read_tail(
+    repository: &Repository,
+    archive_id: RandomId,
+    key: &str,
+) -> Result<(u64, ReadTail), RepositoryError> {
+    let (stored, mut read) = repository.read_tail(key).await?;
+    let below = keys::below_cluster(key);
+    read.tail
+        .index
+        .take_if(|index| !index.is_of(archive_id, below));
+    Ok((stored, read))
 }
 
 /// Nothing else is done under the lock that could break off.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use walden_model::index::{SegmentIndex, SegmentIndexer, StopReason};
+use walden_model::index::{IndexedObject, SegmentIndex, SegmentIndexer, StopReason};
 use walden_model::{Head, HeadKind, IdentityDocument, SystemKeys, Tail, WalName, keys};
 use walden_pg::{SystemIdentifier, WalFileName};
 use walden_store::{PutMode, StoreErrorKind};
@@ -337,7 +337,16 @@ impl<'a> Job<'a> {
         }
         tail.sha256 = Some(content);
         let warning = index.as_ref().and_then(damage);
-        tail.index = index.map(Box::new);
+        let of = IndexedObject {
+            archive_id: identity.archive_id,
+            key: keys::below_cluster(key).to_owned(),
+        };
+        tail.index = index.map(|index| {
+            Box::new(SegmentIndex {
+                of: Some(of),
+                ..index
+            })
+        });
         let (tail, _) = encode_tail(&tail)?;
         stored += tail.len() as u64;
         upload.write(tail.into()).await.map_err(failed)?;

@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 use walden_pg::wal_record::{RelFileLocator, RelationOid};
 use walden_pg::{Lsn, TimelineId};
 
+use crate::records::RandomId;
+
 /// The version of the index that this program writes. One of another version is as good as none.
 pub const INDEX_VERSION: u32 = 1;
 
@@ -40,6 +42,9 @@ const MOST_JSON: usize = 512 * 1024;
 pub struct SegmentIndex {
     /// [`INDEX_VERSION`].
     pub version: u32,
+    /// The object that it is the index of. A tail that is read alone says nothing else of where it belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<IndexedObject>,
     /// PostgreSQL's major version, by the pages' magic.
     pub pg_version: u16,
     /// Where the first record begins that begins here.
@@ -96,11 +101,21 @@ impl SegmentIndex {
         (index.version == INDEX_VERSION).then_some(index)
     }
 
+    /// Whether it says that it is this object's. One that does not is not believed: its object may be a copy from another archive, or of
+    /// another segment.
+    #[must_use]
+    pub fn is_of(&self, archive_id: RandomId, key: &str) -> bool {
+        self.of
+            .as_ref()
+            .is_some_and(|of| of.archive_id == archive_id && of.key == key)
+    }
+
     /// The index of a segment that says nothing.
     #[must_use]
     pub fn empty() -> Self {
         Self {
             version: INDEX_VERSION,
+            of: None,
             pg_version: 0,
             first_lsn: None,
             end_lsn: None,
@@ -118,6 +133,15 @@ impl SegmentIndex {
             left_out: LeftOut::default(),
         }
     }
+}
+
+/// An object, as its head names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexedObject {
+    /// The archive's id.
+    pub archive_id: RandomId,
+    /// The key below the cluster ([`crate::keys::below_cluster`]).
+    pub key: String,
 }
 
 /// The most rows that one transaction, with its subtransactions as far as they are known, deleted from or updated in one file here without

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
-use walden_model::index::{End, Ends, Outcome, SegmentIndex, Summary, XidRange};
+use walden_model::index::{End, Ends, IndexedObject, Outcome, SegmentIndex, Summary, XidRange};
 use walden_model::{
     BackupId, BackupKind, BackupRecord, Block, ControlSettings, Encryption, Head, HeadKind,
     IdentityDocument, Level, RandomId, RepositoryDocument, RollUp, SegmentRange, SystemKeys, Tail,
@@ -130,6 +130,10 @@ impl Million {
         let start = number * SIZE.bytes();
         SegmentIndex {
             pg_version: 17,
+            of: Some(IndexedObject {
+                archive_id: ARCHIVE,
+                key: keys::below_cluster(&self.segment_key(number)).to_owned(),
+            }),
             first_lsn: Some(Lsn(start + 40)),
             end_lsn: Some(Lsn(start + 8192)),
             records: 100,

@@ -2,14 +2,19 @@
 
 mod million;
 
+use std::sync::Arc;
+
 use futures::TryStreamExt;
 use million::{LATENCY, Million, QUIET};
 use tokio::time::Instant;
-use walden_model::index::Summary;
-use walden_model::{ClusterName, SegmentRange};
+use walden_model::index::{IndexedObject, SegmentIndex, Summary};
+use walden_model::{Catalog, ClusterName, RandomId, SegmentRange, SystemKeys, Tail, WalName, keys};
+use walden_pg::{SegmentName, SystemIdentifier, WalSegmentSize};
+use walden_store::LocalStore;
 
 use super::{Indexes, LastCommit};
 use crate::catalog;
+use crate::codec::encode_tail;
 use crate::list::listing;
 use crate::repository::Repository;
 use crate::windows::{of_system, windows_in};
@@ -153,6 +158,66 @@ async fn what_a_roll_up_says_of_a_record_behind_the_last_segment_is_not_taken() 
             summaries.len(),
             pieces,
             "the last segment, {last}, must stand alone"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_stands_in_another_place_is_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = RandomId([7; 16]);
+    let catalog = Catalog::empty(
+        cluster(),
+        SystemIdentifier(7_000_000_000_000_000_001),
+        archive,
+        WalSegmentSize::DEFAULT,
+    );
+    let name = |number| {
+        SegmentName::from_number(walden_pg::TimelineId(1), number, WalSegmentSize::DEFAULT)
+    };
+    let key = |number| {
+        let keys = SystemKeys {
+            cluster: catalog.cluster.clone(),
+            system: catalog.system_identifier,
+        };
+        keys.wal(&WalName::Segment(name(number)))
+    };
+    // It says nothing of any LSN, so only what it says of its object can tell.
+    let of = |archive_id, number| {
+        Some(IndexedObject {
+            archive_id,
+            key: keys::below_cluster(&key(number)).to_owned(),
+        })
+    };
+    let cases = [
+        (1, of(archive, 1), true, "its own"),
+        (2, of(archive, 1), false, "another segment's"),
+        (3, of(RandomId([8; 16]), 3), false, "another archive's"),
+        (4, None, false, "nobody's"),
+    ];
+    for (number, of, _, _) in &cases {
+        let tail = Tail {
+            content_size: 0,
+            index: Some(Box::new(SegmentIndex {
+                of: of.clone(),
+                ..SegmentIndex::empty()
+            })),
+            sha256: None,
+            frames: Vec::new(),
+        };
+        let path = folder.path().join(key(*number));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, encode_tail(&tail).unwrap().0).unwrap();
+    }
+    let store = LocalStore::open(folder.path()).unwrap();
+    let repository = Repository::over(Arc::new(store));
+    let indexes = Indexes::new(&repository, &catalog);
+    for (number, _, believed, whose) in cases {
+        let index = indexes.segment(name(number)).await.unwrap();
+        assert_eq!(
+            index.is_some(),
+            believed,
+            "an index in the place of segment {number}: {whose}"
         );
     }
 }
