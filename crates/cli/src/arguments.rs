@@ -67,6 +67,8 @@ pub enum Command {
     Restore(Box<RestoreArguments>),
     /// Make one repository hold what another holds
     Copy(CopyArguments),
+    /// Archive from a server's pg_wal what nobody archived, after a failover for instance
+    PushMissing(PushMissingArguments),
     /// Look at archived WAL
     #[command(subcommand)]
     Wal(WalCommand),
@@ -112,6 +114,19 @@ pub enum CheckpointMode {
 
 #[derive(Debug, Args)]
 pub struct ListArguments {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PushMissingArguments {
+    /// The server's data directory; it may run or not [default: the configuration's pgdata]
+    #[arg(long, value_name = "DIR")]
+    pub pgdata: Option<PathBuf>,
+    /// Say what is missing, and push nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -12,6 +12,7 @@ pub mod prefetch;
 mod problem;
 mod progress;
 pub mod push;
+mod push_missing;
 mod render;
 mod restore;
 mod wal;

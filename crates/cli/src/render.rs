@@ -4,6 +4,7 @@ mod backups;
 mod copy;
 mod find;
 mod plan;
+mod push_missing;
 #[cfg(test)]
 #[allow(clippy::expect_used, reason = "fixtures")]
 pub(crate) mod samples;
@@ -20,6 +21,7 @@ pub use copy::{copy_json, copy_page};
 pub use find::{findings_json, findings_page};
 use jiff::Timestamp;
 pub use plan::{Destination, plan_json, plan_page};
+pub use push_missing::{push_missing_json, push_missing_page};
 pub use segment::{segment_json, segment_page};
 pub use wal::{WAL_JSON_END, wal_header, wal_json_begin, wal_json_line, wal_line};
 pub use windows::{windows_json, windows_table};
@@ -140,7 +142,8 @@ mod tests {
         let windows = windows_json(&samples::windows(), samples::now()).expect("JSON");
         let findings = findings_json(&samples::findings(), "walden").expect("JSON");
         let copied = copy_json(&samples::copied()).expect("JSON");
-        for text in [listing, plan, segment, windows, findings, copied] {
+        let pushed = push_missing_json(&samples::push_missing(), false).expect("JSON");
+        for text in [listing, plan, segment, windows, findings, copied, pushed] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }
         printed.retain(|key| !page.contains(&format!("`{key}`")));

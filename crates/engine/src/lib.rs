@@ -19,6 +19,7 @@ pub mod names;
 pub mod pipeline;
 pub mod progress;
 pub mod push;
+pub mod push_missing;
 pub mod repository;
 pub mod resolve;
 pub mod restore;

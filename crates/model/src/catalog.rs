@@ -230,6 +230,14 @@ impl Catalog {
         MissingHistory { timeline, trouble }
     }
 
+    /// Whether there is a history file of this timeline that cannot be read, or of which another was set aside.
+    pub(crate) fn has_unread_history(&self, timeline: TimelineId) -> bool {
+        !matches!(
+            self.missing_history(timeline).trouble,
+            HistoryTrouble::Absent
+        )
+    }
+
     /// Proves that no newer timeline could have been meant with "the newest that descends from it".
     ///
     /// # Errors

@@ -21,6 +21,7 @@ pub mod records;
 pub mod resolve;
 pub mod rollup;
 pub mod target;
+pub mod unarchived;
 pub mod unreachable;
 pub mod windows;
 

@@ -64,7 +64,7 @@ impl From<CodecError> for JobError {
 }
 
 /// Runs what blocks on a thread of its own.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     path: &std::path::Path,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, PushError> {
@@ -266,7 +266,7 @@ impl<'a> Job<'a> {
 
     async fn digest(&self) -> Result<walden_model::Sha256Digest, JobError> {
         let source = self.source.clone();
-        let read = blocking(&self.path, move || source.read(FRAME, |_| Ok(()))).await?;
+        let read = blocking(&self.path, move || source.digest()).await?;
         Ok(read.map_err(|e| source_error(&self.path, e))?)
     }
 

@@ -11,16 +11,18 @@ mod job;
 mod mark;
 mod source;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use walden_model::ClusterName;
+use walden_model::{ClusterName, Sha256Digest};
 use walden_pg::WalFileName;
 
 pub use error::{Difference, PushError};
 
 use crate::repository::RepositorySettings;
+use error::source_error;
 use job::Job;
+use source::WalSource;
 
 /// What to push, and where.
 #[derive(Debug, Clone)]
@@ -82,6 +84,18 @@ pub struct PushReport {
     pub taken_along: usize,
     /// What a person should know although nothing failed.
     pub warning: Option<String>,
+}
+
+/// The digest of a WAL file that is what its name says.
+pub(crate) async fn digest(path: &Path) -> Result<Sha256Digest, PushError> {
+    job::blocking(path, {
+        let path = path.to_owned();
+        move || {
+            let digest = WalSource::open(&path).and_then(|source| source.digest());
+            digest.map_err(|e| source_error(&path, e))
+        }
+    })
+    .await?
 }
 
 /// Pushes one WAL file. `Ok` means: durable in the repository.

@@ -13,6 +13,9 @@ use walden_pg::{LongPageHeader, SegmentFacts, SegmentMismatch, WalFileName, chec
 use super::Difference;
 use crate::catalog::MAX_HISTORY;
 
+/// Bytes that are read at once.
+const PORTION: usize = 1024 * 1024;
+
 #[derive(Debug)]
 pub(super) enum SourceError {
     Name(ParseWalNameError),
@@ -154,10 +157,16 @@ impl WalSource {
             offset += length as u64;
             out(content)?;
         }
-        if self.handle.metadata()?.len() != self.size {
+        // Its length alone would not tell: outside of its archiver's turn PostgreSQL may recycle a segment while it is read.
+        if !self.is_unchanged() {
             return Err(SourceError::Changed);
         }
         Ok(Sha256Digest(hash.finalize().into()))
+    }
+
+    /// The digest of all of it.
+    pub fn digest(&self) -> Result<Sha256Digest, SourceError> {
+        self.read(PORTION, |_| Ok(()))
     }
 
     /// The first byte from `offset` on at which the file and `other` differ. Bytes beyond the file's end differ.
