@@ -53,7 +53,7 @@ walden-wal-push and walden-wal-fetch are PostgreSQL's archive_command and restor
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make the repository, and register the cluster in it
+    /// Make the repositories, and register the cluster in each
     Init(InitArguments),
     /// Take a base backup
     Backup(BackupArguments),
@@ -79,6 +79,9 @@ pub struct InitArguments {
     /// The data directory [default: the configuration's pgdata]
     #[arg(long, value_name = "DIR")]
     pub pgdata: Option<PathBuf>,
+    /// The only repository to make and to register in [default: all of the configuration]
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
     /// Register another system identifier under the cluster's name, after pg_upgrade or a new initdb
     #[arg(long)]
     pub new_system_identifier: bool,
@@ -101,6 +104,9 @@ pub struct BackupArguments {
     /// How long to wait for the WAL that the backup needs to be archived [default: the configuration's backup.wal_timeout]
     #[arg(long, value_name = "TIME")]
     pub wal_timeout: Option<Span>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// pg_basebackup's `--checkpoint`.

@@ -13,7 +13,7 @@ use crate::exit::common;
 use crate::problem::Problem;
 use crate::{logging, render};
 
-/// Stores one WAL file in the repository, for PostgreSQL's archive_command.
+/// Stores one WAL file in every repository, for PostgreSQL's archive_command.
 #[derive(Debug, Parser)]
 #[command(name = "walden-wal-push", version, after_help = NOTES, color = clap::ColorChoice::Never)]
 pub struct PushArguments {
@@ -33,7 +33,7 @@ const NOTES: &str = "\
   archive_command = 'walden-wal-push %p'
 
 Exit codes:
-  0  the file is stored durably
+  0  the file is stored durably in every required repository
   1  it is not, and PostgreSQL will try again
   2  the command line or the configuration is wrong";
 
@@ -69,14 +69,21 @@ pub fn program(arguments: impl IntoIterator<Item = OsString>, variable: Option<O
 fn archive(arguments: PushArguments, variable: Option<OsString>) -> Result<(), Problem> {
     let settings = arguments.place.settings(variable)?;
     logging::start(settings.log_level);
+    // Who waits for the store has to say of what before the time is up.
+    let patience = settings.push_deadline * 4 / 5;
+    let several = settings.repositories.len() > 1;
     let request = PushRequest {
-        // Who waits for the store has to say of what before the time is up.
-        repository: settings.repository.within(settings.push_deadline * 4 / 5),
+        repositories: settings
+            .repositories
+            .into_iter()
+            .map(|repository| repository.within(patience))
+            .collect(),
         cluster: settings.cluster,
         path: arguments.path,
         pgdata: arguments.pgdata,
         level: settings.compression_level,
         quarantine: arguments.quarantine,
+        optional_wait: settings.push_optional_wait,
         ahead: Ahead {
             files: settings.push_ahead,
             backlog_level: settings.push_backlog_level,
@@ -100,11 +107,11 @@ fn archive(arguments: PushArguments, variable: Option<OsString>) -> Result<(), P
         }
         Err(error) => return Err(Problem::failure(error)),
     };
-    log(&report, begun.elapsed());
+    log(&report, several, begun.elapsed());
     Ok(())
 }
 
-fn log(report: &PushReport, took: Duration) {
+fn log(report: &PushReport, several: bool, took: Duration) {
     let what = match report.outcome {
         PushOutcome::Stored => "archived",
         PushOutcome::AlreadyThere => "archived already, with the same bytes",
@@ -112,12 +119,20 @@ fn log(report: &PushReport, took: Duration) {
         PushOutcome::SetAside => "set aside already: another file of this name is archived",
     };
     tracing::info!(
-        "{} {what}: {}, {} stored, {} ms",
+        "{} {what}{}: {}, {} stored, {} ms",
         report.file,
+        if several && !report.stored_in.is_empty() {
+            format!(" in {}", report.stored_in.join(", "))
+        } else {
+            String::new()
+        },
         render::size(report.size),
         render::size(report.stored),
         took.as_millis()
     );
+    for lacking in &report.lacking {
+        tracing::warn!("{lacking}");
+    }
     if report.taken_along > 0 {
         tracing::info!("{} more files archived with it", report.taken_along);
     }

@@ -1,5 +1,6 @@
 //! What people read: sizes, times, tables, pages. Values in, text out.
 
+mod backup;
 mod backups;
 mod copy;
 mod find;
@@ -15,6 +16,7 @@ mod windows;
 use std::path::Path;
 use std::time::Duration;
 
+pub use backup::backup_json;
 pub use backups::{backups_json, backups_table};
 use comfy_table::{Table, TableStyle};
 pub use copy::{copy_json, copy_page};
@@ -143,7 +145,10 @@ mod tests {
         let findings = findings_json(&samples::findings(), "walden").expect("JSON");
         let copied = copy_json(&samples::copied()).expect("JSON");
         let pushed = push_missing_json(&samples::push_missing(), false).expect("JSON");
-        for text in [listing, plan, segment, windows, findings, copied, pushed] {
+        let backup = backup_json(&samples::taken()).expect("JSON");
+        for text in [
+            listing, plan, segment, windows, findings, copied, pushed, backup,
+        ] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }
         printed.retain(|key| !page.contains(&format!("`{key}`")));

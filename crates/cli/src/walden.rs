@@ -139,44 +139,86 @@ fn run_init(settings: Settings, arguments: InitArguments) -> Result<u8, Problem>
     let pgdata = arguments.pgdata.or_else(|| settings.pgdata.clone());
     let request = InitRequest {
         pgdata: needed(pgdata, &settings, "pgdata", ", or give --pgdata")?,
-        repository: settings.repository.clone(),
+        repositories: settings.repositories.clone(),
+        only: arguments.repository,
         cluster: settings.cluster.clone(),
         new_system_identifier: arguments.new_system_identifier,
     };
     let report = call(init(&request))?;
-    print(&init_text(&settings, &report))?;
+    print(&init_text(&report))?;
+    incomplete(report.failed.into_iter().map(|failed| Lacking {
+        what: "is not ready for the cluster",
+        repository: failed.name,
+        required: failed.required,
+        why: failed.why.into(),
+    }))?;
     Ok(common::OK)
 }
 
-fn init_text(settings: &Settings, report: &InitReport) -> String {
+/// A repository that did not get what others have.
+#[derive(Debug, thiserror::Error)]
+#[error("repository \"{repository}\"{} {what}", if *required { "" } else { ", which is not required," })]
+struct Lacking {
+    what: &'static str,
+    repository: String,
+    required: bool,
+    #[source]
+    why: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Warns of those that are not required; the last of the others is the error, and any further one is told before.
+fn incomplete(lacking: impl Iterator<Item = Lacking>) -> Result<(), Problem> {
+    let mut failed: Option<Problem> = None;
+    for lacking in lacking {
+        if lacking.required {
+            let before = failed.replace(Problem::failure(lacking));
+            before.inspect(Problem::print);
+        } else {
+            tracing::warn!(error = &lacking as &dyn std::error::Error);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn init_text(report: &InitReport) -> String {
     let identity = &report.identity;
-    format!(
-        "repository {} in {} {}; its id is {}\n\
-         cluster {} {}: system identifier {}, PostgreSQL {}, WAL segments of {}\n",
-        settings.repository.name,
-        settings.repository.place,
-        if report.repository_made {
-            "was made"
-        } else {
-            "was there already"
-        },
-        report.repository_id,
+    let mut text = String::new();
+    for repository in &report.repositories {
+        let _ = writeln!(
+            text,
+            "repository {} in {} {}; its id is {}",
+            repository.name,
+            repository.place,
+            if repository.made {
+                "was made"
+            } else {
+                "was there already"
+            },
+            repository.id,
+        );
+    }
+    let new = report.repositories.iter().filter(|known| known.registered);
+    let new: Vec<_> = new.map(|known| known.name.as_str()).collect();
+    let _ = writeln!(
+        text,
+        "cluster {} {}: system identifier {}, PostgreSQL {}, WAL segments of {}",
         identity.cluster,
-        if report.registered {
-            "was registered"
-        } else {
-            "was registered already"
+        match new.len() {
+            0 => "was registered already".to_owned(),
+            all if all == report.repositories.len() => "was registered".to_owned(),
+            _ => format!("was registered in {}", new.join(", ")),
         },
         identity.system_identifier,
         identity.pg_version,
         identity.wal_segment_size,
-    )
+    );
+    text
 }
 
 fn run_backup(settings: Settings, arguments: BackupArguments) -> Result<u8, Problem> {
     let request = BackupRequest {
         connection: needed(settings.connection.clone(), &settings, "connection", "")?,
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
         primary_connection: settings.primary_connection,
         pg_bin_dir: settings.pg_bin_dir,
@@ -216,20 +258,40 @@ fn run_backup(settings: Settings, arguments: BackupArguments) -> Result<u8, Prob
     let _ = std::io::stderr()
         .lock()
         .write_all(backup_warnings(&report).as_bytes());
-    print(&backup_text(&report))?;
-    Ok(if report.record.damaged_blocks > 0 {
+    if arguments.json {
+        print(&render::backup_json(&report).map_err(Problem::failure)?)?;
+    } else {
+        print(&backup_text(&report))?;
+    }
+    let damaged = report.record.damaged_blocks > 0;
+    incomplete(report.lacking.into_iter().map(lacking_backup))?;
+    Ok(if damaged {
         common::DAMAGED_BLOCKS
     } else {
         common::OK
     })
 }
 
+fn lacking_backup(lacking: backup::Lacking) -> Lacking {
+    Lacking {
+        what: "lacks the backup",
+        repository: lacking.repository,
+        required: lacking.required,
+        why: lacking.why.into(),
+    }
+}
+
 fn backup_text(report: &BackupReport) -> String {
     let record = &report.record;
     let took = record.duration().try_into().unwrap_or_default();
     format!(
-        "backup {} was taken: {} in {}, {} stored{}; WAL from {} to {} on timeline {}\n",
+        "backup {} was taken{}: {} in {}, {} stored{}; WAL from {} to {} on timeline {}\n",
         record.backup_id,
+        if report.committed.len() + report.lacking.len() > 1 {
+            format!(" into {}", report.committed.join(", "))
+        } else {
+            String::new()
+        },
         render::size(record.cluster_size),
         render::span(took),
         render::size(record.stored_size),
@@ -310,6 +372,8 @@ mod tests {
     fn a_backup_is_told_in_one_line() {
         let report = BackupReport {
             record: samples::record(),
+            committed: vec!["here".to_owned()],
+            lacking: vec![],
             warnings: vec![],
         };
         assert_eq!(
@@ -318,6 +382,21 @@ mod tests {
              WAL from 0/3000028 to 0/3000120 on timeline 1\n"
         );
         assert_eq!(backup_warnings(&report), "", "nothing to warn of");
+    }
+
+    #[test]
+    fn of_several_repositories_those_are_told_that_have_the_backup() {
+        let report = samples::taken();
+        let text = backup_text(&report);
+        assert!(
+            text.starts_with("backup 20261122T175007Z-0badcafe was taken into here: 4196 MB"),
+            "{text}"
+        );
+        let lacking = report.lacking.into_iter().map(lacking_backup);
+        assert_eq!(
+            incomplete(lacking).expect_err("one is required").render(),
+            "error: repository \"there\" lacks the backup\ncause: the backup's manifest names no WAL\n"
+        );
     }
 
     #[test]
@@ -333,6 +412,8 @@ mod tests {
             .collect();
         let text = backup_warnings(&BackupReport {
             record,
+            committed: vec!["here".to_owned()],
+            lacking: vec![],
             warnings: vec!["no snapshot was to be had".to_owned()],
         });
         assert!(

@@ -1,8 +1,19 @@
-//! `walden init`: makes the repository and registers a cluster in it.
+//! `walden init`: makes the repositories, and registers a cluster in each.
+//!
+//! Order in each repository: the folder, the root document, the registration. A crash between two of them leaves what the next call goes on
+//! from, and one between two repositories the same: a cluster's archive has one id everywhere, which the first registration has at random,
+//! and every other one takes over from whatever repository has it.
+//!
+//! So a new id is made only where *every* configured repository was looked into and none knows the cluster. One that does not answer may
+//! hold the only copy of the archive, whether it is required or not: a required one may have been lost and replaced by an empty one since.
+//! Two ids cannot be made one again, and an archive's objects belong to the id in their heads. Where one repository has the registration, the
+//! others take it over whichever of them is out: an id that they may hold as well is the same one, or else the two were never one archive, and
+//! that is refused by the first call that sees both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use walden_model::keys::{self, ROOT_KEY};
 use walden_model::{ClusterName, Encryption, IdentityDocument, RandomId, RepositoryDocument};
@@ -16,9 +27,11 @@ use crate::repository::{Place, Repository, RepositoryError, RepositorySettings};
 /// What to register, and where.
 #[derive(Debug, Clone)]
 pub struct InitRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
-    /// The cluster's name in it.
+    /// Every configured repository.
+    pub repositories: Vec<RepositorySettings>,
+    /// The only one to make and to register in, by its name; the others are looked into all the same.
+    pub only: Option<String>,
+    /// The cluster's name in them.
     pub cluster: ClusterName,
     /// The data directory, whose control file says which cluster it is.
     pub pgdata: PathBuf,
@@ -27,16 +40,40 @@ pub struct InitRequest {
 }
 
 /// What stands after `init`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct InitReport {
-    /// The repository's id, which the configuration may pin as `id`.
-    pub repository_id: RandomId,
-    /// Whether this call made the repository.
-    pub repository_made: bool,
-    /// The registration.
+    /// The registration, the same in every repository.
     pub identity: IdentityDocument,
-    /// Whether this call registered it.
+    /// The repositories that have it now, in the configuration's order.
+    pub repositories: Vec<Registered>,
+    /// Those that do not, in the same order.
+    pub failed: Vec<Unregistered>,
+}
+
+/// A repository that knows the cluster.
+#[derive(Debug, Clone)]
+pub struct Registered {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+    /// Its id, which the configuration may pin as `id`.
+    pub id: RandomId,
+    /// Whether this call made the repository.
+    pub made: bool,
+    /// Whether this call registered the cluster.
     pub registered: bool,
+}
+
+/// A repository that was not made, or did not take the registration.
+#[derive(Debug)]
+pub struct Unregistered {
+    /// Its name.
+    pub name: String,
+    /// Whether files count as archived only once they are there.
+    pub required: bool,
+    /// Why.
+    pub why: InitError,
 }
 
 /// Why nothing was registered.
@@ -100,6 +137,45 @@ pub enum InitError {
     /// The repository's own error.
     #[error("cannot register the cluster")]
     Repository(#[from] RepositoryError),
+    /// No repository of that name.
+    #[error(
+        "the configuration has no repository \"{wanted}\"; it has {}",
+        known.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+    )]
+    NoSuchRepository {
+        /// What was asked for.
+        wanted: String,
+        /// The repositories that there are.
+        known: Vec<String>,
+    },
+    /// A new archive id may only be made where none is.
+    #[error(
+        "repository \"{repository}\" cannot be looked into, and no other one knows cluster \"{cluster}\". It may hold the cluster's archive, whose id \
+         all repositories share, so none was made anew: run walden init again when the repository is there, or take it out of the configuration \
+         if it never will be"
+    )]
+    MayBeThere {
+        /// The repository that is out.
+        repository: String,
+        /// The cluster.
+        cluster: ClusterName,
+        /// Why it is out.
+        #[source]
+        source: Box<InitError>,
+    },
+    /// Two archives under one name.
+    #[error(
+        "cluster \"{cluster}\" has two archives, which cannot be one: {} in repository \"{}\", {} in repository \"{}\". Give one of them another \
+         cluster name, or another folder or prefix", ids[0], repositories[0], ids[1], repositories[1]
+    )]
+    TwoArchives {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Two repositories.
+        repositories: [String; 2],
+        /// The archive's id in each.
+        ids: [RandomId; 2],
+    },
     /// Another cluster has the name.
     #[error(
         "cluster \"{cluster}\" is registered with system identifier {}, and {} has {found}. If this is another cluster, give it another name. \
@@ -118,62 +194,92 @@ pub enum InitError {
     },
 }
 
-/// Makes the repository where there is none, and registers the cluster. A second call changes nothing and is no error.
+/// Makes the repositories that are not there, and registers the cluster in each. A second call changes nothing and is no error.
+///
+/// # Errors
+/// Where the cluster is registered nowhere afterwards, or may not be. What fails in one repository alone stands in the report.
 pub async fn init(request: &InitRequest) -> Result<InitReport, InitError> {
     let facts = Facts::read(&request.pgdata)?;
-    let (repository, root, repository_made) = make_repository(&request.repository).await?;
-    let registrations = repository.registrations(&request.cluster).await?;
-    let report = |identity, registered| InitReport {
-        repository_id: root.repository_id,
-        repository_made,
-        identity,
-        registered,
-    };
-    if let Some(known) = registrations
-        .iter()
-        .find(|r| r.system_identifier == facts.system)
+    if let Some(only) = &request.only
+        && !request.repositories.iter().any(|known| known.name == *only)
     {
-        return Ok(report(known.clone(), false));
-    }
-    if !registrations.is_empty() && !request.new_system_identifier {
-        return Err(InitError::OtherSystem {
-            cluster: request.cluster.clone(),
-            known: registrations.iter().map(|r| r.system_identifier).collect(),
-            found: facts.system,
-            pgdata: request.pgdata.clone(),
+        return Err(InitError::NoSuchRepository {
+            wanted: only.clone(),
+            known: request
+                .repositories
+                .iter()
+                .map(|known| known.name.clone())
+                .collect(),
         });
     }
-    let identity = IdentityDocument {
-        cluster: request.cluster.clone(),
-        system_identifier: facts.system,
-        archive_id: host::random_id(),
-        wal_segment_size: facts.segment_size,
-        pg_version: facts.major,
-        created_at: Timestamp::now(),
-        host: host::host_name(),
-        encryption: Encryption::None,
+    let looks = request
+        .repositories
+        .iter()
+        .map(|settings| look(settings, &request.cluster));
+    let looked: Vec<_> = join_all(looks).await;
+    let (mut whose, mut identity, looked) = match known_identity(request, &facts, &looked)? {
+        Some((name, known)) => (Some(name), known, looked),
+        None => (None, facts.identity(request), all_known(request, looked)?),
     };
-    match repository
-        .put_document(&keys::identity(&request.cluster, facts.system), &identity)
-        .await
-    {
-        Ok(()) => Ok(report(identity, true)),
-        // Another init was faster; what it registered counts.
-        Err(e) if e.is_already_exists() => Ok(report(
-            repository
-                .registration(&request.cluster, facts.system)
-                .await?,
-            false,
-        )),
-        Err(e) => Err(e.into()),
+    let mut report = InitReport {
+        identity: identity.clone(),
+        repositories: Vec::new(),
+        failed: Vec::new(),
+    };
+    let wanted = |settings: &RepositorySettings| {
+        request
+            .only
+            .as_ref()
+            .is_none_or(|only| *only == settings.name)
+    };
+    for (settings, found) in request.repositories.iter().zip(looked) {
+        if !wanted(settings) {
+            continue;
+        }
+        let registered = match found {
+            Ok(found) => register(settings, found, &identity).await,
+            Err(why) => Err(why),
+        };
+        match registered {
+            Ok((registered, theirs)) => {
+                if theirs.archive_id != identity.archive_id
+                    && let Some(first) = whose
+                {
+                    return Err(InitError::TwoArchives {
+                        cluster: request.cluster.clone(),
+                        repositories: [first, registered.name],
+                        ids: [identity.archive_id, theirs.archive_id],
+                    });
+                }
+                whose.get_or_insert_with(|| settings.name.clone());
+                // Another init was faster; what it registered counts, here and in the repositories to come.
+                identity = theirs;
+                report.repositories.push(registered);
+            }
+            Err(why) => report.failed.push(Unregistered {
+                name: settings.name.clone(),
+                required: settings.required,
+                why,
+            }),
+        }
     }
+    report.identity = identity;
+    if report.repositories.is_empty() && !report.failed.is_empty() {
+        return Err(report.failed.swap_remove(0).why);
+    }
+    Ok(report)
 }
 
-/// Opens the repository, or makes the root document, and for that the folder. A crash between the two leaves an empty folder, which
-/// the next call fills.
-async fn make_repository(
-    settings: &RepositorySettings,
-) -> Result<(Repository, RepositoryDocument, bool), InitError> {
+/// A repository's folder or bucket before anything is made.
+struct Found {
+    /// `None`: there is no repository yet.
+    there: Option<(Repository, RepositoryDocument)>,
+    /// What is registered under the cluster's name.
+    registrations: Vec<IdentityDocument>,
+}
+
+/// Looks into a repository, and writes nothing. An error means that what it holds is not known.
+async fn look(settings: &RepositorySettings, cluster: &ClusterName) -> Result<Found, InitError> {
     let place = &settings.place;
     let there = match (Repository::open(settings).await, place) {
         (Ok(repository), _) => match repository.root().await {
@@ -182,13 +288,7 @@ async fn make_repository(
             Err(e) => return Err(e.into()),
         },
         (Err(_), Place::Folder(path)) if !path.exists() => None,
-        // What is wrong there, making the folder says.
-        (Err(_), Place::Folder(path)) => {
-            LocalStore::create_root(path).map_err(InitError::Folder)?;
-            None
-        }
-        #[cfg(feature = "s3")]
-        (Err(e), Place::Bucket(_)) => return Err(e.into()),
+        (Err(e), _) => return Err(e.into()),
     };
     if let (None, Some(id)) = (&there, settings.id) {
         return Err(InitError::NotMounted {
@@ -196,12 +296,116 @@ async fn make_repository(
             id,
         });
     }
+    let registrations = match &there {
+        Some((repository, _)) => repository.registrations(cluster).await?,
+        None => Vec::new(),
+    };
+    Ok(Found {
+        there,
+        registrations,
+    })
+}
+
+/// The cluster's registration and the first repository that has it, if any has that was looked into.
+fn known_identity(
+    request: &InitRequest,
+    facts: &Facts,
+    looked: &[Result<Found, InitError>],
+) -> Result<Option<(String, IdentityDocument)>, InitError> {
+    let mut known: Option<(&String, &IdentityDocument)> = None;
+    let mut others: Vec<SystemIdentifier> = Vec::new();
+    for (settings, found) in request.repositories.iter().zip(looked) {
+        let Ok(found) = found else { continue };
+        for registration in &found.registrations {
+            if registration.system_identifier != facts.system {
+                others.push(registration.system_identifier);
+                continue;
+            }
+            match known {
+                Some((name, first)) if first.archive_id != registration.archive_id => {
+                    return Err(InitError::TwoArchives {
+                        cluster: request.cluster.clone(),
+                        repositories: [name.clone(), settings.name.clone()],
+                        ids: [first.archive_id, registration.archive_id],
+                    });
+                }
+                Some(_) => {}
+                None => known = Some((&settings.name, registration)),
+            }
+        }
+    }
+    if known.is_none() && !others.is_empty() && !request.new_system_identifier {
+        others.sort_unstable();
+        others.dedup();
+        return Err(InitError::OtherSystem {
+            cluster: request.cluster.clone(),
+            known: others,
+            found: facts.system,
+            pgdata: request.pgdata.clone(),
+        });
+    }
+    Ok(known.map(|(name, identity)| (name.clone(), identity.clone())))
+}
+/// The repositories as they were found, if not one of them is out.
+fn all_known(
+    request: &InitRequest,
+    looked: Vec<Result<Found, InitError>>,
+) -> Result<Vec<Result<Found, InitError>>, InitError> {
+    let alone = looked.len() == 1;
+    let mut known = Vec::new();
+    for (settings, found) in request.repositories.iter().zip(looked) {
+        known.push(Ok(found.map_err(|source| match alone {
+            true => source,
+            false => InitError::MayBeThere {
+                repository: settings.name.clone(),
+                cluster: request.cluster.clone(),
+                source: Box::new(source),
+            },
+        })?));
+    }
+    Ok(known)
+}
+
+/// Makes the repository where there is none, and registers the cluster; gives what is registered there.
+async fn register(
+    settings: &RepositorySettings,
+    found: Found,
+    identity: &IdentityDocument,
+) -> Result<(Registered, IdentityDocument), InitError> {
     #[cfg(feature = "s3")]
     prove_create_only(settings).await?;
-    if let Some((repository, root)) = there {
-        return Ok((repository, root, false));
+    let (repository, root, made) = match found.there {
+        Some((repository, root)) => (repository, root, false),
+        None => make(settings).await?,
+    };
+    let report = |registered| Registered {
+        name: settings.name.clone(),
+        place: settings.place.clone(),
+        id: root.repository_id,
+        made,
+        registered,
+    };
+    let system = identity.system_identifier;
+    let mut registrations = found.registrations.into_iter();
+    if let Some(known) = registrations.find(|known| known.system_identifier == system) {
+        return Ok((report(false), known));
     }
-    if let Place::Folder(path) = place {
+    let key = keys::identity(&identity.cluster, system);
+    match repository.put_document(&key, identity).await {
+        Ok(()) => Ok((report(true), identity.clone())),
+        Err(e) if e.is_already_exists() => {
+            let theirs = repository.registration(&identity.cluster, system).await?;
+            Ok((report(false), theirs))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Makes the folder, where it is one, and the root document. A crash between the two leaves an empty folder, which the next call fills.
+async fn make(
+    settings: &RepositorySettings,
+) -> Result<(Repository, RepositoryDocument, bool), InitError> {
+    if let Place::Folder(path) = &settings.place {
         LocalStore::create_root(path).map_err(InitError::Folder)?;
     }
     let repository = Repository::open(settings).await?;
@@ -252,6 +456,20 @@ struct Facts {
 }
 
 impl Facts {
+    /// A registration of its own.
+    fn identity(&self, request: &InitRequest) -> IdentityDocument {
+        IdentityDocument {
+            cluster: request.cluster.clone(),
+            system_identifier: self.system,
+            archive_id: host::random_id(),
+            wal_segment_size: self.segment_size,
+            pg_version: self.major,
+            created_at: Timestamp::now(),
+            host: host::host_name(),
+            encryption: Encryption::None,
+        }
+    }
+
     fn read(pgdata: &Path) -> Result<Self, InitError> {
         let read = |path: PathBuf| match fs::read(&path) {
             Ok(bytes) => Ok((path, bytes)),

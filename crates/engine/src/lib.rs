@@ -23,5 +23,6 @@ pub mod push_missing;
 pub mod repository;
 pub mod resolve;
 pub mod restore;
+mod side_by_side;
 pub mod wal;
 pub mod windows;

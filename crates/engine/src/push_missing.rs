@@ -181,12 +181,13 @@ pub async fn push_missing(
 
 fn one(request: &PushMissingRequest, path: PathBuf) -> PushRequest {
     PushRequest {
-        repository: request.repository.clone(),
+        repositories: vec![request.repository.clone()],
         cluster: request.cluster.clone(),
         path,
         pgdata: Some(request.pgdata.clone()),
         level: request.level,
         quarantine: false,
+        optional_wait: Duration::ZERO,
         ahead: Ahead {
             files: 0,
             backlog_level: None,

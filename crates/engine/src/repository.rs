@@ -236,15 +236,19 @@ impl Repository {
     pub async fn open(settings: &RepositorySettings) -> Result<Self, RepositoryError> {
         let name = || settings.name.clone();
         let store: Arc<dyn ObjectStore> = match &settings.place {
-            Place::Folder(path) => match LocalStore::open(path) {
-                Ok(store) => Arc::new(store),
-                Err(source) => {
-                    return Err(RepositoryError::Store {
-                        name: name(),
-                        source,
-                    });
-                }
-            },
+            Place::Folder(path) => {
+                let path = path.clone();
+                // A mount that hangs must not hang those who wait for other repositories beside it.
+                let opening = tokio::task::spawn_blocking(move || LocalStore::open(&path));
+                let opened = opening.await.map_err(|source| RepositoryError::Internal {
+                    key: ROOT_KEY.to_owned(),
+                    source,
+                })?;
+                Arc::new(opened.map_err(|source| RepositoryError::Store {
+                    name: name(),
+                    source,
+                })?)
+            }
             #[cfg(feature = "s3")]
             Place::Bucket(s3) => Arc::new(open_bucket(&settings.name, s3).await?),
         };

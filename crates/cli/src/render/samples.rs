@@ -5,6 +5,7 @@ mod found;
 mod missing;
 mod wal;
 
+use walden_engine::backup::{BackupError, BackupReport, Lacking};
 use walden_engine::list::{ListedBackup, Listing, SystemListing};
 use walden_model::index::{End, Outcome};
 use walden_model::resolve::{Ending, RecordSpan, Stop};
@@ -26,6 +27,21 @@ const MB: u64 = 1024 * 1024;
 
 pub fn segment(timeline: u32, number: u64) -> SegmentName {
     SegmentName::from_number(TimelineId(timeline), number, WalSegmentSize::DEFAULT)
+}
+
+/// A backup that one of three repositories has.
+pub fn taken() -> BackupReport {
+    let lacking = |repository: &str, required| Lacking {
+        repository: repository.to_owned(),
+        required,
+        why: BackupError::NoWalRange,
+    };
+    BackupReport {
+        record: record(),
+        committed: vec!["here".to_owned()],
+        lacking: vec![lacking("there", true), lacking("elsewhere", false)],
+        warnings: vec!["no names".to_owned()],
+    }
 }
 
 pub fn record() -> BackupRecord {

@@ -6,13 +6,12 @@ use tokio::task::JoinSet;
 use walden_model::{
     BackupId, Extent, Head, HeadKind, PackRef, RandomId, Sha256Digest, SystemKeys, Tail, keys,
 };
-use walden_store::{ObjectStore, PutMode};
 
 use super::BackupError;
+use super::targets::Targets;
 use crate::codec::{encode_head, encode_tail};
 use crate::host;
 use crate::pipeline::{Closed, ContentSink, FrameSource};
-use crate::repository::Repository;
 
 /// Content bytes of each frame but the last. Small enough that a reader of one small file reads little; zstd gains next to
 /// nothing from more.
@@ -74,7 +73,7 @@ impl ContentWriter {
 /// What packs and shards of one backup have in common.
 #[derive(Clone)]
 pub(super) struct ObjectWriter {
-    pub repository: Repository,
+    pub targets: Arc<Targets>,
     pub keys: SystemKeys,
     pub backup: BackupId,
     pub archive_id: RandomId,
@@ -98,7 +97,7 @@ impl ObjectWriter {
         encode_head(&head).map_err(BackupError::Encode)
     }
 
-    /// Appends the tail and stores the object, create-only: keys hold the backup's random id, so a taken one is somebody's mistake.
+    /// Appends the tail and stores the object, in every repository that is still whole.
     pub async fn put(
         &self,
         key: String,
@@ -108,11 +107,7 @@ impl ObjectWriter {
         let (tail, table) = encode_tail(&tail).map_err(BackupError::Encode)?;
         object.extend_from_slice(&tail);
         let size = object.len() as u64;
-        let store: &Arc<dyn ObjectStore> = self.repository.store();
-        store
-            .put(&self.repository.key(&key)?, object.into(), PutMode::Create)
-            .await
-            .map_err(|e| self.repository.failed(e))?;
+        self.targets.put(&key, object.into()).await?;
         Ok(Stored { size, table })
     }
 }

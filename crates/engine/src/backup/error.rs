@@ -42,6 +42,15 @@ pub enum BackupError {
         /// Where it is on the server.
         data_directory: String,
     },
+    /// A repository that is not required lacks WAL.
+    #[error(
+        "the backup is stored, but not the WAL that it needs, {} s after the others had it, so it is not committed there; \
+         walden copy brings both", waited.as_secs()
+    )]
+    WalLate {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The registration says otherwise.
     #[error(
         "cluster \"{cluster}\" is registered with WAL segments of {registered}, and the server has {found} bytes; was it another pg_resetwal or initdb?"

@@ -1,6 +1,6 @@
 //! `walden backup`: a base backup, taken with pg_basebackup and stored as it streams, in one pass and without a copy on disk.
 //!
-//! Order of what becomes durable: `started.json`; packs, as they fill; the file map; the commit document, once every file was held against
+//! It is made once, and every piece goes to every repository; each is judged by itself (`targets.rs`). Order of what becomes durable in each: `started.json`; packs, as they fill; the file map; the commit document, once every file was held against
 //! the manifest and the WAL was seen in the repository. Whatever ends the program before the last step leaves an unfinished backup, which
 //! nobody takes for a whole one because its commit document is missing.
 
@@ -14,6 +14,7 @@ mod server;
 mod shard;
 mod spool;
 mod stream;
+mod targets;
 mod wal;
 
 use std::collections::BTreeMap;
@@ -22,13 +23,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use walden_model::{
     BackupId, BackupKind, BackupRecord, ClusterName, ControlSettings, DamagedBlock,
     IdentityDocument, RandomId, StartedDocument, SystemKeys, Tablespace, WalRange,
 };
 use walden_pg::{Lsn, WalSegmentSize};
-use walden_store::ListOptions;
 
 pub use child::ChildError;
 pub use error::BackupError;
@@ -38,6 +39,7 @@ pub use stream::{Extra, StreamError};
 
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositorySettings};
+use crate::side_by_side::side_by_side;
 use crate::{catalog, host, index, pipeline};
 use child::BaseBackup;
 use content::{ObjectWriter, Packs};
@@ -45,6 +47,7 @@ use input::Input;
 use server::{Server, ServerFacts};
 use spool::Spool;
 use stream::{Doubt, Gauge, PageSettings, Streamed, Streamer};
+use targets::Targets;
 
 /// Most damaged blocks that a commit document names.
 const MAX_DAMAGED: usize = 1000;
@@ -61,9 +64,9 @@ pub enum CheckpointMode {
 /// What to back up, and where to.
 #[derive(Debug, Clone)]
 pub struct BackupRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
-    /// The cluster's name in it.
+    /// The repositories, each of which is to have the backup.
+    pub repositories: Vec<RepositorySettings>,
+    /// The cluster's name in them.
     pub cluster: ClusterName,
     /// libpq connection string of the server: a primary or a standby.
     pub connection: String,
@@ -87,36 +90,53 @@ pub struct BackupRequest {
     pub wal_timeout: Duration,
 }
 
-/// A backup that was committed.
+/// A backup that was committed, in one repository at least.
 #[derive(Debug)]
 pub struct BackupReport {
-    /// The commit document.
+    /// The commit document, the same in each.
     pub record: BackupRecord,
+    /// The repositories in which it is committed: those in which it and the WAL that it needs are whole.
+    pub committed: Vec<String>,
+    /// Those in which it is not.
+    pub lacking: Vec<Lacking>,
     /// What could not be had, and does not keep the backup from being restored.
     pub warnings: Vec<String>,
 }
 
-/// Takes a base backup. `Ok` means: committed, and the WAL it needs is archived.
+/// A repository in which a backup is not committed.
+#[derive(Debug)]
+pub struct Lacking {
+    /// Its name.
+    pub repository: String,
+    /// Whether a backup counts as taken only once it is there.
+    pub required: bool,
+    /// Why.
+    pub why: BackupError,
+}
+
+/// How long a repository that is not required may still wait for WAL once the others have the backup.
+const OPTIONAL_WAIT: Duration = Duration::from_secs(10);
+
+/// Takes a base backup. A repository that fails on the way drops out, whether it is required or not: a backup that is whole in one is worth
+/// having, and the others cannot be made good by throwing it away. `Ok` means: committed in one at least, and the WAL it needs is archived
+/// there. Whoever asked has to look at what is lacking.
+///
+/// # Errors
+/// Where it is committed nowhere.
 pub async fn backup(
     request: &BackupRequest,
     progress: Arc<dyn Progress>,
 ) -> Result<BackupReport, BackupError> {
-    let repository = Repository::open(&request.repository).await?;
-    repository.root().await?;
     let server = Server::connect(&request.connection).await?;
     let facts = server.facts().await?;
     facts.check_archiving()?;
-    let identity = repository
-        .registration(&request.cluster, facts.system)
-        .await?;
     let keys = SystemKeys {
         cluster: request.cluster.clone(),
         system: facts.system,
     };
-    check_segment_size(request, &identity, &facts)?;
-    check_archive(&repository, &keys, request, &facts).await?;
-    wal::check_history(&repository, &keys, &facts).await?;
-    sweep(&repository).await;
+    let (targets, identity) = Targets::open(request, &keys, &facts).await?;
+    let targets = Arc::new(targets);
+    join_all(targets.whole().map(|target| sweep(&target.repository))).await;
 
     let started_at = server.clock().await?;
     let backup = BackupId::new(started_at, rand::random());
@@ -132,11 +152,11 @@ pub async fn backup(
         parents: Vec::new(),
         write_token,
     };
-    repository
+    targets
         .put_document(&keys.started(&backup), &started)
         .await?;
     let writer = ObjectWriter {
-        repository: repository.clone(),
+        targets: targets.clone(),
         keys: keys.clone(),
         backup,
         archive_id: identity.archive_id,
@@ -179,19 +199,61 @@ pub async fn backup(
     let names = record.names.iter().flat_map(|names| &names.shards);
     let shards = record.file_map.iter().chain(names);
     record.stored_size += shards.map(|shard| shard.size).sum::<u64>();
-    wal::prove(&repository, &keys, &record, request, progress.as_ref()).await?;
-    // The commit point: before it there is no backup, after it there is one.
-    repository
-        .put_document(&keys.commit(&record.backup_id), &record)
-        .await?;
-    // Nobody else comes by as regularly. Without roll-ups everything works, only slower.
-    if let Err(e) = index::roll_up(&repository, &request.cluster, &identity).await {
-        warnings.push(format!(
-            "the commit index could not be rolled up, which the next backup tries again: {}",
-            catalog::whole_text(&e)
-        ));
+    progress.phase("waiting for the WAL that the backup needs", None);
+    let several = targets.whole().count() > 1;
+    let commits = targets.whole().map(|target| {
+        let name = several.then(|| target.repository.name());
+        let progress = wal::Told {
+            progress: progress.as_ref(),
+            repository: name,
+        };
+        let commit = commit(&target.repository, &keys, &record, request, progress);
+        (target.required, commit)
+    });
+    let commits: Vec<_> = commits.collect();
+    let done = side_by_side(commits, &mut OPTIONAL_WAIT.clone()).await;
+    let tried: Vec<_> = targets.whole().collect();
+    for (target, committed) in tried.into_iter().zip(done) {
+        match committed {
+            Some(Ok(())) => {}
+            Some(Err(e)) => target.fail(e),
+            None => target.fail(BackupError::WalLate {
+                waited: OPTIONAL_WAIT,
+            }),
+        }
     }
-    Ok(BackupReport { record, warnings })
+    targets.any()?;
+    for target in targets.whole() {
+        // Nobody else comes by as regularly. Without roll-ups everything works, only slower.
+        if let Err(e) = index::roll_up(&target.repository, &request.cluster, &identity).await {
+            warnings.push(format!(
+                "the commit index could not be rolled up in repository \"{}\", which the next backup tries again: {}",
+                target.repository.name(),
+                catalog::whole_text(&e)
+            ));
+        }
+    }
+    let (committed, lacking) = targets.finish();
+    Ok(BackupReport {
+        record,
+        committed,
+        lacking,
+        warnings,
+    })
+}
+
+/// Commits the backup in one repository, once the WAL that it needs is there.
+async fn commit(
+    repository: &Repository,
+    keys: &SystemKeys,
+    record: &BackupRecord,
+    request: &BackupRequest,
+    progress: wal::Told<'_>,
+) -> Result<(), BackupError> {
+    wal::prove(repository, keys, record, request, progress).await?;
+    // The commit point: before it there is no backup here, after it there is one.
+    let key = keys.commit(&record.backup_id);
+    Ok(repository.put_document(&key, record).await?)
 }
 
 fn check_segment_size(
@@ -207,35 +269,6 @@ fn check_segment_size(
         registered: identity.wal_segment_size,
         found: facts.wal_segment_size,
     })
-}
-
-/// An archive that holds nothing is most likely one that nothing writes to.
-async fn check_archive(
-    repository: &Repository,
-    keys: &SystemKeys,
-    request: &BackupRequest,
-    facts: &ServerFacts,
-) -> Result<(), BackupError> {
-    let prefix = keys.wal_prefix();
-    let options = ListOptions {
-        prefix: &prefix,
-        start_after: None,
-        delimiter: false,
-        limit: 1,
-    };
-    let page = repository
-        .store()
-        .list(options)
-        .await
-        .map_err(|e| repository.failed(e))?;
-    if page.objects.is_empty() {
-        let archive_command = facts.archive_command.clone();
-        return Err(BackupError::NothingArchived {
-            cluster: request.cluster.clone(),
-            archive_command,
-        });
-    }
-    Ok(())
 }
 
 /// Killed writers leave temporaries, and nobody else comes by as regularly. No write takes an hour; what cannot be removed only takes room.

@@ -47,6 +47,12 @@ pub(super) async fn check_history(
     }
 }
 
+/// Who hears what is waited for, and in which of several repositories.
+pub(super) struct Told<'a> {
+    pub progress: &'a dyn Progress,
+    pub repository: Option<&'a str>,
+}
+
 /// Waits until every segment from the backup's start to its end is in the repository, and the history of its timeline; gives
 /// up after the request's `wal_timeout`.
 pub(super) async fn prove(
@@ -54,7 +60,7 @@ pub(super) async fn prove(
     keys: &SystemKeys,
     record: &BackupRecord,
     request: &BackupRequest,
-    progress: &dyn Progress,
+    told: Told<'_>,
 ) -> Result<(), BackupError> {
     let history = (record.timeline > TimelineId(1)).then_some(WalName::History(record.timeline));
     let segments = record
@@ -63,8 +69,7 @@ pub(super) async fn prove(
         .map(WalName::Segment);
     let mut missing: VecDeque<WalName> = history.into_iter().chain(segments).collect();
     let begun = Instant::now();
-    let (mut told, mut switched) = (begun, false);
-    progress.phase("waiting for the WAL that the backup needs", None);
+    let (mut last_told, mut switched) = (begun, false);
     loop {
         while let Some(name) = missing.front() {
             match repository
@@ -91,11 +96,12 @@ pub(super) async fn prove(
         }
         if record.from_standby && !switched && missing.len() == 1 {
             switched = true;
-            end_segment_on_primary(request, progress).await;
+            end_segment_on_primary(request, told.progress).await;
         }
-        if told.elapsed() > TELL {
-            told = Instant::now();
-            progress.message(&waiting_line(
+        if last_told.elapsed() > TELL {
+            last_told = Instant::now();
+            told.progress.message(&waiting_line(
+                told.repository,
                 &first,
                 missing.len(),
                 begun.elapsed(),
@@ -145,14 +151,23 @@ async fn end_segment_on_primary(request: &BackupRequest, progress: &dyn Progress
     }
 }
 
-fn waiting_line(first: &WalFileName, count: usize, waited: Duration, bound: Duration) -> String {
+fn waiting_line(
+    repository: Option<&str>,
+    first: &WalFileName,
+    count: usize,
+    waited: Duration,
+    bound: Duration,
+) -> String {
     format!(
-        "waiting for {first}{} to be archived, {} s of at most {} s",
+        "waiting for {first}{} to be archived{}, {} s of at most {} s",
         if count > 1 {
             format!(" and {} more", count - 1)
         } else {
             String::new()
         },
+        repository
+            .map(|name| format!(" in repository \"{name}\""))
+            .unwrap_or_default(),
         waited.as_secs(),
         bound.as_secs()
     )

@@ -1,20 +1,19 @@
 //! The file that PostgreSQL asks to archive, and the next ones that it has ready.
 
-use std::future::{Future, ready};
+use std::future::ready;
 use std::pin::pin;
 use std::time::{Instant, SystemTime};
 
-use futures::future::{Either, select};
+use futures::future::{Either, join_all, select};
 use futures::{StreamExt, stream};
-use tokio::sync::watch;
 use walden_pg::WalFileName;
 
+use super::destination::Destination;
 use super::job::{Job, Way};
 use super::mark::Marks;
 use super::{PushError, PushOutcome, PushReport, PushRequest};
 use crate::host;
 use crate::pipeline::Compressors;
-use crate::repository::Repository;
 
 /// How many compressors there are, and how many files beside the one that was asked for. The bound is for memory, on machines of many
 /// cores: zstd takes some 4 MiB for a frame up to level 6, and up to 18 above.
@@ -28,9 +27,7 @@ const DEPTH: usize = 2;
 pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, PushError> {
     let request = job.request;
     let file = job.source.file;
-    let repository = Repository::open(&request.repository)
-        .await
-        .map_err(|e| job.failed(e))?;
+    let to: Vec<_> = request.repositories.iter().map(Destination::new).collect();
     let way = |level| {
         let workers = workers(level);
         Way {
@@ -41,11 +38,11 @@ pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, Pus
     let marks = match Marks::beside(&request.path, file) {
         Some(marks) if request.ahead.files > 0 && !request.quarantine => marks,
         _ => {
-            return job.run(&repository, &way(request.level), ready(())).await;
+            return job.run(&to, &way(request.level), 0).await;
         }
     };
     if let Some(mark) = marks.read(file) {
-        let now = job.statement(&repository).await;
+        let now = job.statement(&to).await;
         // Gone before PostgreSQL knows: should it not hear of it, it asks again, and the file is compared with its object.
         marks.remove(file);
         match now.map_err(|e| job.failed(e))? {
@@ -62,21 +59,16 @@ pub(super) async fn push(job: Job<'_>, begun: Instant) -> Result<PushReport, Pus
     let way = way(level);
     let batch = Batch {
         request,
-        repository: &repository,
+        to: &to,
         marks: &marks,
         way: Way {
             depth: DEPTH,
             ..way.clone()
         },
-        placed: watch::Sender::new(0),
     };
 
     let mut taken_along = 0;
-    let first = pin!(async {
-        let report = job.run(&repository, &way, ready(())).await?;
-        batch.placed.send_replace(1);
-        Ok::<_, PushError>(report)
-    });
+    let first = pin!(job.run(&to, &way, 0));
     let mut report = {
         let others = pin!(async {
             let mut taken = pin!(
@@ -124,12 +116,9 @@ fn next_files(marks: &Marks, asked_for: WalFileName) -> Vec<WalFileName> {
 
 struct Batch<'a> {
     request: &'a PushRequest,
-    repository: &'a Repository,
+    to: &'a [Destination<'a>],
     marks: &'a Marks,
     way: Way,
-    /// How many files stand in the archive, the one that was asked for first. Objects get their names in this order alone: whoever
-    /// fetches from the archive meanwhile would take a later segment without the one before it for a hole.
-    placed: watch::Sender<usize>,
 }
 
 impl Batch<'_> {
@@ -153,24 +142,28 @@ impl Batch<'_> {
             return Ok(false);
         }
         if let Some(mark) = self.marks.read(file)
-            && let Ok(Some((_, statement))) = job.statement(self.repository).await
+            && let Ok(Some((_, statement))) = job.statement(self.to).await
             && statement.as_bytes() == mark
         {
-            self.turn(place).await;
-            self.placed.send_replace(place + 1);
+            let turns = self.to.iter().map(|destination| async move {
+                if destination.turn(place).await {
+                    destination.stands(place);
+                }
+            });
+            join_all(turns).await;
             return Ok(true);
         }
-        let report = job
-            .run(self.repository, &self.way, self.turn(place))
-            .await?;
+        let report = job.run(self.to, &self.way, place).await?;
         if let Some(warning) = &report.warning {
             tracing::warn!("{file}: {warning}");
+        }
+        for lacking in &report.lacking {
+            tracing::warn!("{lacking}");
         }
         if report.outcome == PushOutcome::SetAside {
             return Ok(false);
         }
-        self.placed.send_replace(place + 1);
-        let statement = job.statement(self.repository).await;
+        let statement = job.statement(self.to).await;
         let statement = statement.map_err(|e| job.failed(e))?;
         let Some((_, statement)) = statement.filter(|_| job.source.is_unchanged()) else {
             return Ok(false);
@@ -180,14 +173,5 @@ impl Batch<'_> {
             tracing::warn!(%error, "{file} is archived, and cannot be marked so");
         }
         Ok(written.is_ok())
-    }
-
-    /// Comes when all before this place stand.
-    fn turn(&self, place: usize) -> impl Future<Output = ()> {
-        let mut placed = self.placed.subscribe();
-        async move {
-            // The sender lives as long as the batch.
-            let _ = placed.wait_for(|placed| *placed >= place).await;
-        }
     }
 }

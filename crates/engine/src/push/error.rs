@@ -1,6 +1,7 @@
 //! How a push fails.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use walden_model::Writer;
 use walden_pg::{Lsn, SegmentMismatch, WalFileName, WalSegmentSize};
@@ -136,6 +137,33 @@ pub enum PushError {
         #[source]
         source: RepositoryError,
     },
+    /// Some required repository lacks the file.
+    #[error(
+        "{file} was archived in {}, but not in {}; the next try goes on from there",
+        named(stored_in), named(std::iter::once(repository).chain(others.iter().map(|(name, _)| name)))
+    )]
+    Incomplete {
+        /// The file.
+        file: WalFileName,
+        /// The repositories that have it.
+        stored_in: Vec<String>,
+        /// The first required repository that does not.
+        repository: String,
+        /// Further ones, and why.
+        others: Vec<(String, String)>,
+        /// Why the first does not.
+        #[source]
+        source: Box<PushError>,
+    },
+    /// A repository that is not required kept the others waiting.
+    #[error("it did not have the file {} s after the others", limit.as_secs_f32())]
+    TooSlow {
+        /// `push.optional_wait`.
+        limit: Duration,
+    },
+    /// A repository that is not required, and had not taken another file.
+    #[error("it did not take an earlier file of the same call")]
+    PassedOver,
     /// A thread of ours broke off.
     #[error("reading {} broke off inside Walden; please report this", path.display())]
     Internal {
@@ -162,6 +190,19 @@ impl std::fmt::Display for Difference {
             Difference::Lsn(lsn) => write!(f, "LSN {lsn}"),
             Difference::Byte(offset) => write!(f, "byte {offset}"),
         }
+    }
+}
+
+/// Repositories' names, for people.
+fn named<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    let names: Vec<_> = names
+        .into_iter()
+        .map(|name| format!("\"{name}\""))
+        .collect();
+    if names.is_empty() {
+        "no repository".to_owned()
+    } else {
+        names.join(" and ")
     }
 }
 

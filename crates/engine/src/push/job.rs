@@ -1,23 +1,26 @@
-//! One file's way into the repository.
+//! One file's way into every repository: read, hashed, indexed and compressed once, stored in all of them side by side.
 
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use walden_model::index::{IndexedObject, SegmentIndex, SegmentIndexer, StopReason};
-use walden_model::{Head, HeadKind, IdentityDocument, SystemKeys, Tail, WalName, keys};
+use walden_model::{Head, HeadKind, IdentityDocument, RandomId, SystemKeys, Tail, WalName, keys};
 use walden_pg::{SystemIdentifier, WalFileName};
-use walden_store::{PutMode, StoreErrorKind};
+use walden_store::{PutMode, StoreError, StoreErrorKind};
 
-use super::compare::{self, Comparison};
+use super::destination::{Destination, Lane};
 use super::error::source_error;
-use super::mark::Statement;
+use super::mark::{Copy, Statement};
 use super::source::WalSource;
-use super::{PushError, PushOutcome, PushReport, PushRequest};
+use super::{Lacking, PushError, PushOutcome, PushReport, PushRequest};
 use crate::codec::{CodecError, encode_head, encode_tail};
-use crate::host;
 use crate::pipeline::Compressors;
-use crate::repository::{Repository, RepositoryError, Trouble};
+use crate::repository::{RepositoryError, Trouble};
+use crate::side_by_side::side_by_side;
+use crate::{catalog, host};
 
 /// Content of a frame. A segment gives enough of them for every core, and what a compressor and a stream have in memory grows with it.
 const FRAME: usize = 1024 * 1024;
@@ -26,7 +29,7 @@ const FRAME: usize = 1024 * 1024;
 pub(super) struct Job<'a> {
     pub request: &'a PushRequest,
     pub source: Arc<WalSource>,
-    path: PathBuf,
+    pub path: PathBuf,
     system: SystemIdentifier,
 }
 
@@ -39,7 +42,7 @@ pub(super) struct Way {
     pub depth: usize,
 }
 
-enum JobError {
+pub(super) enum JobError {
     Push(Box<PushError>),
     Repository(RepositoryError),
     Encode(CodecError),
@@ -103,6 +106,17 @@ fn damage(index: &SegmentIndex) -> Option<String> {
     })
 }
 
+/// An object of which every byte is on its way.
+struct Made<'d> {
+    lanes: Vec<Lane<'d>>,
+    /// Of the file.
+    content: walden_model::Sha256Digest,
+    /// Of the object, in bytes.
+    size: u64,
+    /// What a person should know of the file.
+    warning: Option<String>,
+}
+
 impl<'a> Job<'a> {
     /// Opens the file and checks that it is what its name says.
     pub async fn open(request: &'a PushRequest, path: PathBuf) -> Result<Self, PushError> {
@@ -135,99 +149,135 @@ impl<'a> Job<'a> {
             outcome,
             size: self.source.size,
             stored: 0,
+            stored_in: Vec::new(),
+            lacking: Vec::new(),
             taken_along: 0,
             warning: self.source.warning(),
         }
     }
 
-    fn keys(&self) -> SystemKeys {
+    pub(super) fn keys(&self) -> SystemKeys {
         SystemKeys {
             cluster: self.request.cluster.clone(),
             system: self.system,
         }
     }
 
-    /// What can be said now of the file and of its object in the repository; `None` where the object is not there, or where the name does
-    /// not lead to one object alone.
+    /// What can be said now of the file and of its object in every required repository; `None` where one lacks it, or where the name does
+    /// not lead to one object alone. Of the other repositories nothing is said.
     ///
     /// # Errors
-    /// Where the repository does not answer: whoever would store the file then waits for the same in vain.
+    /// Where a repository does not answer: whoever would store the file then waits for the same in vain.
     pub async fn statement(
         &self,
-        repository: &Repository,
+        to: &[Destination<'_>],
     ) -> Result<Option<(String, String)>, RepositoryError> {
         let Some(name) = WalName::of_file(self.source.file) else {
             return Ok(None);
         };
         let key = self.keys().wal(&name);
-        let place = repository.key(&key)?;
-        // At once: in a bucket each waits for an answer.
-        let object = repository.store().head(&place);
-        let (root, object) = futures::join!(repository.root(), object);
-        let (root, object) = match (root, object.map_err(|e| repository.failed(e))) {
-            (Ok(root), Ok(object)) => (root, object),
-            (Err(error), _) | (_, Err(error)) => {
-                return match error.trouble() {
-                    Trouble::Outage => Err(error),
-                    _ => Ok(None),
-                };
+        let required = to.iter().filter(|destination| destination.required());
+        let asked = required.map(|destination| self.copy(destination, &key));
+        let mut copies = Vec::new();
+        let mut all = true;
+        for copy in futures::future::join_all(asked).await {
+            match copy? {
+                Some(copy) => copies.push(copy),
+                None => all = false,
             }
-        };
+        }
         let statement = Statement {
             file: self.source.file,
             stamp: &self.source.stamp,
             system: self.system,
             cluster: &self.request.cluster,
-            location: &repository.location(),
-            repository: root.repository_id,
-            object: &object,
+            copies,
         };
-        Ok(Some((key, statement.to_string())))
+        Ok(all.then(|| (key, statement.to_string())))
     }
 
-    /// Stores the file. Its object gets its name no sooner than `turn` has come.
+    /// What one repository knows of the object; `None` where it is not there.
+    async fn copy(
+        &self,
+        destination: &Destination<'_>,
+        key: &str,
+    ) -> Result<Option<Copy>, RepositoryError> {
+        let repository = destination.repository().await?;
+        let place = repository.key(key)?;
+        // At once: in a bucket each waits for an answer.
+        let object = repository.store().head(&place);
+        let (root, object) = futures::join!(repository.root(), object);
+        match (root, object.map_err(|e| repository.failed(e))) {
+            (Ok(root), Ok(object)) => Ok(Some(Copy {
+                location: repository.location(),
+                repository: root.repository_id,
+                object,
+            })),
+            (Err(error), _) | (_, Err(error)) => match error.trouble() {
+                Trouble::Outage => Err(error),
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// Stores the file in every repository, or finds it there. Its objects get their names no sooner than all files before `place` have
+    /// theirs.
+    ///
+    /// # Errors
+    /// Where it does not stand in every required repository afterwards. In those where it does it stays.
     pub async fn run(
         &self,
-        repository: &Repository,
+        to: &[Destination<'_>],
         way: &Way,
-        turn: impl Future<Output = ()>,
+        place: usize,
     ) -> Result<PushReport, PushError> {
-        let outcome = self.archive(repository, way, turn).await;
-        outcome.map_err(|e| match e {
+        let outcome = self.archive(to, way, place).await;
+        outcome.map_err(|e| self.told(e))
+    }
+
+    fn told(&self, error: JobError) -> PushError {
+        match error {
             JobError::Push(e) => *e,
             JobError::Repository(source) => self.failed(source),
             JobError::Encode(source) => PushError::Encode {
                 file: self.source.file,
                 source,
             },
-        })
+        }
     }
 
     async fn archive(
         &self,
-        repository: &Repository,
+        to: &[Destination<'_>],
         way: &Way,
-        turn: impl Future<Output = ()>,
+        place: usize,
     ) -> Result<PushReport, JobError> {
         let request = self.request;
-        let identity = repository
-            .registration(&request.cluster, self.system)
-            .await?;
+        let mut left = request.optional_wait;
+        let lanes: Vec<_> = to.iter().map(Lane::new).collect();
+        let prepare = |lane| self.prepare(lane);
+        let mut lanes = self.in_each(lanes, &mut left, prepare).await;
+        let archive_id = self.one_archive(&mut lanes);
+        if request.quarantine && archive_id.is_some() {
+            // Where nothing is in its way the next push archives it.
+            let no_conflict =
+                |lane: &Lane| matches!(lane.ended, Some(Err(PushError::NoConflict { .. })));
+            lanes.retain(|lane| !no_conflict(lane));
+        }
         let system_keys = self.keys();
         let file = self.source.file;
-        self.check_size(&identity)?;
-        if request.quarantine
-            && let Some(archived) = self.not_in_conflict(repository, &identity).await?
-        {
-            return Ok(self.report(archived, PushOutcome::AlreadyThere));
-        }
+        let name = WalName::of_file(file);
+        let Some(archive_id) = archive_id else {
+            let key = name.map(|name| system_keys.wal(&name));
+            return Ok(self.conclude(lanes, key.unwrap_or_default())?);
+        };
         // The keys of partial files and of quarantine hold a piece of the digest, so those are read once more, before.
         let digest = match file {
             WalFileName::Partial(_) => Some(self.digest().await?),
             _ if request.quarantine => Some(self.digest().await?),
             _ => None,
         };
-        let key = match (&digest, WalName::of_file(file)) {
+        let key = match (&digest, name) {
             (Some(digest), _) if request.quarantine => system_keys.quarantine(&file, digest),
             (Some(digest), _) => system_keys.wal(&WalName::new(file, digest)),
             (None, Some(name)) => system_keys.wal(&name),
@@ -238,64 +288,128 @@ impl<'a> Job<'a> {
                 .into());
             }
         };
-        let mut report = self.report(key, PushOutcome::Stored);
-        let stored = self
-            .store(repository, &identity, &report.key, digest, way, turn)
-            .await;
-        match stored {
-            Ok((stored, warning)) => {
-                report.stored = stored;
-                report.warning = report.warning.or(warning);
+        let begin = |lane| self.begin(lane, &key);
+        lanes = self.in_each(lanes, &mut left, begin).await;
+        let of = IndexedObject {
+            archive_id,
+            key: keys::below_cluster(&key).to_owned(),
+        };
+        let made = self.make(of, way, lanes, &mut left).await?;
+        // Its key holds a piece of the digest.
+        if digest.is_some_and(|before| before != made.content) {
+            return Err(PushError::Changed {
+                path: self.path.clone(),
             }
-            Err(JobError::Repository(e)) if e.is_already_exists() => {
-                report.outcome = match self
-                    .settle(repository, &identity, &system_keys, &report.key)
-                    .await
-                {
-                    // Nothing stands there: it is claimed, which the store's own error explains.
-                    Err(JobError::Repository(none)) if none.trouble() == Trouble::Absent => {
-                        return Err(e.into());
-                    }
-                    settled => settled?,
-                };
-            }
-            Err(e) => return Err(e),
+            .into());
+        }
+        let finish = |lane| self.place(lane, &key, made.content, place);
+        let lanes = self.in_each(made.lanes, &mut left, finish).await;
+        let mut report = self.conclude(lanes, key)?;
+        if report.outcome == PushOutcome::Stored {
+            report.stored = made.size;
+            report.warning = report.warning.or(made.warning);
         }
         Ok(report)
     }
 
-    async fn digest(&self) -> Result<walden_model::Sha256Digest, JobError> {
+    /// Carries out a step in every repository at once. Those that are not required share out what is `left` of the request's
+    /// `optional_wait`.
+    async fn in_each<'d, F: Future<Output = Lane<'d>>>(
+        &self,
+        lanes: Vec<Lane<'d>>,
+        left: &mut Duration,
+        step: impl Fn(Lane<'d>) -> F,
+    ) -> Vec<Lane<'d>> {
+        let destinations: Vec<_> = lanes.iter().map(|lane| lane.destination).collect();
+        let works = lanes
+            .into_iter()
+            .map(|lane| (lane.destination.required(), step(lane)))
+            .collect();
+        let done = side_by_side(works, left).await;
+        let late = |destination| {
+            let mut lane = Lane::new(destination);
+            lane.end(Err(PushError::TooSlow {
+                limit: self.request.optional_wait,
+            }));
+            lane
+        };
+        done.into_iter()
+            .zip(destinations)
+            .map(|(lane, destination)| lane.unwrap_or_else(|| late(destination)))
+            .collect()
+    }
+
+    /// The archive that the file goes into, which is one everywhere: an object's bytes name it, and are the same in every repository. The
+    /// first required repository says which; `None` where the file goes nowhere.
+    fn one_archive(&self, lanes: &mut [Lane<'_>]) -> Option<RandomId> {
+        let known = |lane: &Lane<'_>| lane.identity.as_ref().map(|identity| identity.archive_id);
+        let going = lanes.iter().filter(|lane| lane.identity.is_some());
+        let first = going.min_by_key(|lane| !lane.destination.required())?;
+        let (expected, other) = (known(first)?, first.destination.name().to_owned());
+        for lane in lanes {
+            if let Some(found) = known(lane)
+                && found != expected
+            {
+                let error = RepositoryError::OtherArchive {
+                    name: lane.destination.name().to_owned(),
+                    other: other.clone(),
+                    cluster: self.request.cluster.clone(),
+                    system: self.system,
+                    found,
+                    expected,
+                };
+                lane.end(Err(self.failed(error)));
+            }
+        }
+        Some(expected)
+    }
+
+    /// Whether the file may get into this repository.
+    async fn prepare<'d>(&self, mut lane: Lane<'d>) -> Lane<'d> {
+        if lane.ended.is_some() {
+            return lane;
+        }
+        let prepared = async {
+            let repository = lane.destination.repository().await?;
+            let cluster = &self.request.cluster;
+            let identity = repository.registration(cluster, self.system).await?;
+            self.check_size(&identity)?;
+            let there =
+                self.request.quarantine && self.not_in_conflict(repository, &identity).await?;
+            Ok::<_, JobError>((identity, there))
+        };
+        match prepared.await {
+            Ok((_, true)) => lane.end(Ok(PushOutcome::AlreadyThere)),
+            Ok((identity, false)) => lane.identity = Some(identity),
+            Err(e) => lane.end(Err(self.told(e))),
+        }
+        lane
+    }
+
+    pub(super) async fn digest(&self) -> Result<walden_model::Sha256Digest, JobError> {
         let source = self.source.clone();
         let read = blocking(&self.path, move || source.digest()).await?;
         Ok(read.map_err(|e| source_error(&self.path, e))?)
     }
 
-    /// Reads, hashes, indexes, compresses and uploads in one pass, and puts the object in place. Gives the stored bytes, and what a person
-    /// should know of the file.
-    async fn store(
+    /// Reads, hashes, indexes and compresses the file in one pass, and hands the object's bytes to every repository as they come. It has no
+    /// name yet.
+    async fn make<'d>(
         &self,
-        repository: &Repository,
-        identity: &IdentityDocument,
-        key: &str,
-        digest: Option<walden_model::Sha256Digest>,
+        of: IndexedObject,
         way: &Way,
-        turn: impl Future<Output = ()>,
-    ) -> Result<(u64, Option<String>), JobError> {
+        mut lanes: Vec<Lane<'d>>,
+        left: &mut Duration,
+    ) -> Result<Made<'d>, JobError> {
         let head = encode_head(&Head::new(
             HeadKind::Wal,
-            identity.archive_id,
-            keys::below_cluster(key),
+            of.archive_id,
+            &of.key,
             Some(self.source.size),
             host::writer(),
         ))?;
-        let failed = |e| JobError::Repository(repository.failed(e));
-        let mut upload = repository
-            .store()
-            .begin(&repository.key(key)?, PutMode::Create)
-            .await
-            .map_err(failed)?;
-        let mut stored = head.len() as u64;
-        upload.write(head.into()).await.map_err(failed)?;
+        let mut size = head.len() as u64;
+        lanes = self.write(lanes, left, head.into()).await;
 
         let (sink, mut frames) = way.compressors.stream(way.depth);
         let source = self.source.clone();
@@ -317,9 +431,9 @@ impl<'a> Job<'a> {
         };
         while let Some(frame) = frames.next().await {
             let frame = frame?;
-            stored += frame.stored.len() as u64;
+            size += frame.stored.len() as u64;
             tail.frames.push(frame.entry);
-            upload.write(frame.stored.into()).await.map_err(failed)?;
+            lanes = self.write(lanes, left, frame.stored.into()).await;
         }
         let internal = |source| PushError::Internal {
             path: self.path.clone(),
@@ -329,18 +443,8 @@ impl<'a> Job<'a> {
             .await
             .map_err(internal)?
             .map_err(|e| source_error(&self.path, e))?;
-        if digest.is_some_and(|before| before != content) {
-            return Err(PushError::Changed {
-                path: self.path.clone(),
-            }
-            .into());
-        }
         tail.sha256 = Some(content);
         let warning = index.as_ref().and_then(damage);
-        let of = IndexedObject {
-            archive_id: identity.archive_id,
-            key: keys::below_cluster(key).to_owned(),
-        };
         tail.index = index.map(|index| {
             Box::new(SegmentIndex {
                 of: Some(of),
@@ -348,48 +452,134 @@ impl<'a> Job<'a> {
             })
         });
         let (tail, _) = encode_tail(&tail)?;
-        stored += tail.len() as u64;
-        upload.write(tail.into()).await.map_err(failed)?;
-        // Not its bytes: the head names this call, and a call that was cut off comes again as another one.
-        upload.means(content.0);
-        turn.await;
-        upload.commit().await.map_err(failed)?;
-        Ok((stored, warning))
+        size += tail.len() as u64;
+        let lanes = self.write(lanes, left, tail.into()).await;
+        Ok(Made {
+            lanes,
+            content,
+            size,
+            warning,
+        })
     }
 
-    /// The name is taken. The same bytes are a success once they are surely durable: whoever wrote them may have been killed
-    /// before the last fsync. Other bytes are a conflict, unless a person has set the newcomer aside.
-    async fn settle(
-        &self,
-        repository: &Repository,
-        identity: &IdentityDocument,
-        system_keys: &SystemKeys,
-        key: &str,
-    ) -> Result<PushOutcome, JobError> {
-        let file = self.source.file;
-        let comparison = self.compare(repository, identity, key).await?;
-        let (offset, theirs) = match comparison {
-            Comparison::Same => {
-                self.confirm(repository, key).await?;
-                return Ok(PushOutcome::AlreadyThere);
-            }
-            Comparison::Different { offset, writer } => (offset, writer),
+    async fn begin<'d>(&self, mut lane: Lane<'d>, key: &str) -> Lane<'d> {
+        if lane.ended.is_some() {
+            return lane;
+        }
+        let begun = async {
+            let repository = lane.destination.repository().await?;
+            let place = repository.key(key)?;
+            let upload = repository.store().begin(&place, PutMode::Create).await;
+            upload.map_err(|e| repository.failed(e))
         };
-        let digest = self.digest().await?;
-        let aside = system_keys.quarantine(&file, &digest);
-        match compare::compare(repository, identity, &aside, &self.source).await {
-            Ok(Comparison::Same) => {
-                self.confirm(repository, &aside).await?;
-                Ok(PushOutcome::SetAside)
+        match begun.await {
+            Ok(upload) => lane.upload = Some(upload),
+            Err(e) => lane.end(Err(self.failed(e))),
+        }
+        lane
+    }
+
+    async fn write<'d>(
+        &self,
+        lanes: Vec<Lane<'d>>,
+        left: &mut Duration,
+        bytes: Bytes,
+    ) -> Vec<Lane<'d>> {
+        let write = |lane| self.write_into(lane, bytes.clone());
+        self.in_each(lanes, left, write).await
+    }
+
+    async fn write_into<'d>(&self, mut lane: Lane<'d>, bytes: Bytes) -> Lane<'d> {
+        if let Some(upload) = &mut lane.upload
+            && let Err(e) = upload.write(bytes).await
+        {
+            lane.end(Err(self.refused(lane.destination, e)));
+        }
+        lane
+    }
+
+    /// Puts the object in place on its turn, and settles it where the name is taken.
+    async fn place<'d>(
+        &self,
+        mut lane: Lane<'d>,
+        key: &str,
+        content: walden_model::Sha256Digest,
+        place: usize,
+    ) -> Lane<'d> {
+        let (Some(mut upload), Some(identity)) = (lane.upload.take(), lane.identity.take()) else {
+            return lane;
+        };
+        // Not its bytes: the head names this call, and a call that was cut off comes again as another one.
+        upload.means(content.0);
+        if !lane.destination.turn(place).await {
+            lane.end(Err(PushError::PassedOver));
+            return lane;
+        }
+        let placed = match upload.commit().await {
+            Ok(()) => Ok(PushOutcome::Stored),
+            Err(e) if e.kind() == StoreErrorKind::AlreadyExists => {
+                match self.settle(lane.destination, &identity, key).await {
+                    // Nothing stands there: it is claimed, which the store's own error explains.
+                    Err(JobError::Repository(none)) if none.trouble() == Trouble::Absent => {
+                        Err(self.refused(lane.destination, e))
+                    }
+                    settled => settled.map_err(|e| self.told(e)),
+                }
             }
-            _ => Err(PushError::Conflict {
-                file,
-                path: self.path.clone(),
-                difference: self.source.difference_at(offset),
-                theirs: Box::new(theirs),
-                ours: Box::new(host::writer()),
+            Err(e) => Err(self.refused(lane.destination, e)),
+        };
+        if placed.is_ok() {
+            lane.destination.stands(place);
+        }
+        lane.end(placed);
+        lane
+    }
+
+    fn refused(&self, destination: &Destination<'_>, source: StoreError) -> PushError {
+        self.failed(RepositoryError::Store {
+            name: destination.name().to_owned(),
+            source,
+        })
+    }
+
+    /// What the ways into the repositories come to.
+    fn conclude(&self, lanes: Vec<Lane<'_>>, key: String) -> Result<PushReport, PushError> {
+        let alone = lanes.len() == 1;
+        let mut report = self.report(key, PushOutcome::AlreadyThere);
+        let mut failed = Vec::new();
+        for lane in lanes {
+            let (repository, required) = (
+                lane.destination.name().to_owned(),
+                lane.destination.required(),
+            );
+            match lane.ended.unwrap_or(Err(PushError::PassedOver)) {
+                Ok(outcome) => {
+                    report.stored_in.push(repository);
+                    if required {
+                        report.outcome = report.outcome.max(outcome);
+                    }
+                }
+                Err(why) if required => failed.push((repository, why)),
+                Err(why) => report.lacking.push(Lacking {
+                    repository,
+                    key: report.key.clone(),
+                    why,
+                }),
             }
-            .into()),
+        }
+        let mut failed = failed.into_iter();
+        match failed.next() {
+            None => Ok(report),
+            Some((_, why)) if alone => Err(why),
+            Some((repository, why)) => Err(PushError::Incomplete {
+                file: self.source.file,
+                stored_in: report.stored_in,
+                repository,
+                others: failed
+                    .map(|(repository, why)| (repository, catalog::whole_text(&why)))
+                    .collect(),
+                source: Box::new(why),
+            }),
         }
     }
 
@@ -403,60 +593,6 @@ impl<'a> Job<'a> {
                 found,
             }),
             _ => Ok(()),
-        }
-    }
-
-    /// Only what is in conflict may be set aside: everything else would be missing from the archive while PostgreSQL hears that it is safe.
-    /// Gives the key under which the same bytes are archived, if they are.
-    async fn not_in_conflict(
-        &self,
-        repository: &Repository,
-        identity: &IdentityDocument,
-    ) -> Result<Option<String>, JobError> {
-        let file = self.source.file;
-        let no_conflict = || PushError::NoConflict { file };
-        let name = WalName::of_file(file).ok_or_else(no_conflict)?;
-        let archived = self.keys().wal(&name);
-        match self.compare(repository, identity, &archived).await {
-            Ok(Comparison::Same) => {
-                self.confirm(repository, &archived).await?;
-                Ok(Some(archived))
-            }
-            Ok(Comparison::Different { .. }) => Ok(None),
-            Err(JobError::Repository(e)) if e.trouble() == Trouble::Absent => {
-                Err(no_conflict().into())
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    async fn compare(
-        &self,
-        repository: &Repository,
-        identity: &IdentityDocument,
-        key: &str,
-    ) -> Result<Comparison, JobError> {
-        let compared = compare::compare(repository, identity, key, &self.source).await;
-        compared.map_err(|source| match source.trouble() {
-            Trouble::Damage => PushError::DamagedObject {
-                file: self.source.file,
-                key: key.to_owned(),
-                source,
-            }
-            .into(),
-            _ => source.into(),
-        })
-    }
-
-    async fn confirm(&self, repository: &Repository, key: &str) -> Result<(), JobError> {
-        match repository
-            .store()
-            .confirm_durable(&repository.key(key)?)
-            .await
-        {
-            // Gone in between: the next try stores it.
-            Err(e) if e.kind() == StoreErrorKind::NotFound => Err(repository.failed(e).into()),
-            other => Ok(other.map_err(|e| repository.failed(e))?),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Marks: what says that a file in `pg_wal` is durable in the repository before PostgreSQL asks for it.
+//! Marks: what says that a file in `pg_wal` is durable in every required repository before PostgreSQL asks for it.
 //!
 //! A mark is a statement about a file and its object, and it is believed only where the same statement, made anew from what is there now,
 //! reads the same to the last byte. So a mark that is torn, old, of another cluster, another repository or another file of the same
@@ -128,6 +128,13 @@ impl Marks {
     }
 }
 
+/// What a repository knows of a file's object.
+pub(super) struct Copy {
+    pub location: String,
+    pub repository: RandomId,
+    pub object: ObjectMeta,
+}
+
 /// All that a mark says.
 pub(super) struct Statement<'a> {
     pub file: WalFileName,
@@ -135,9 +142,8 @@ pub(super) struct Statement<'a> {
     pub stamp: &'a Stamp,
     pub system: SystemIdentifier,
     pub cluster: &'a ClusterName,
-    pub location: &'a str,
-    pub repository: RandomId,
-    pub object: &'a ObjectMeta,
+    /// One for each required repository, in the configuration's order: where that changes, marks no longer hold.
+    pub copies: Vec<Copy>,
 }
 
 impl std::fmt::Display for Statement<'_> {
@@ -145,14 +151,17 @@ impl std::fmt::Display for Statement<'_> {
         writeln!(f, "walden mark 1")?;
         writeln!(f, "file {} {}", self.file, self.stamp)?;
         writeln!(f, "cluster {} {}", self.cluster, self.system)?;
-        writeln!(f, "repository {} {:?}", self.repository, self.location)?;
-        let ObjectMeta {
-            key,
-            size,
-            modified,
-        } = self.object;
-        let modified = modified.as_nanosecond();
-        writeln!(f, "object {key} size {size} modified {modified}")
+        for copy in &self.copies {
+            writeln!(f, "repository {} {:?}", copy.repository, copy.location)?;
+            let ObjectMeta {
+                key,
+                size,
+                modified,
+            } = &copy.object;
+            let modified = modified.as_nanosecond();
+            writeln!(f, "object {key} size {size} modified {modified}")?;
+        }
+        Ok(())
     }
 }
 

@@ -6,9 +6,11 @@
 
 mod ahead;
 mod compare;
+mod destination;
 mod error;
 mod job;
 mod mark;
+mod settle;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use walden_pg::WalFileName;
 
 pub use error::{Difference, PushError};
 
+use crate::catalog;
 use crate::repository::RepositorySettings;
 use error::source_error;
 use job::Job;
@@ -27,9 +30,9 @@ use source::WalSource;
 /// What to push, and where.
 #[derive(Debug, Clone)]
 pub struct PushRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
-    /// The cluster's name in it.
+    /// The repositories, of which those that are required must have the file in the end.
+    pub repositories: Vec<RepositorySettings>,
+    /// The cluster's name in them.
     pub cluster: ClusterName,
     /// The file, as PostgreSQL gives it in `%p`.
     pub path: PathBuf,
@@ -39,6 +42,8 @@ pub struct PushRequest {
     pub level: i32,
     /// Set the file aside under `quarantine/` instead of archiving it: a person's way out of a conflict.
     pub quarantine: bool,
+    /// How long a file waits for repositories that are not required once the others have it.
+    pub optional_wait: Duration,
     /// What else to take along.
     pub ahead: Ahead,
 }
@@ -54,32 +59,59 @@ pub struct Ahead {
     pub time: Duration,
 }
 
-/// What became of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What became of the file. Where several repositories are required, the last of these that holds for one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PushOutcome {
-    /// It is stored now.
-    Stored,
     /// It was there already, with the same bytes.
     AlreadyThere,
     /// An earlier call took it along, and it is there.
     TakenAlong,
+    /// It is stored now.
+    Stored,
     /// Other bytes are archived under its name, and a person had set these aside: nothing more to do.
     SetAside,
 }
 
+/// A repository that is not required, and lacks the file.
+#[derive(Debug)]
+pub struct Lacking {
+    /// Its name.
+    pub repository: String,
+    /// The object that it lacks.
+    pub key: String,
+    /// Why.
+    pub why: PushError,
+}
+
+impl std::fmt::Display for Lacking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "repository \"{}\", which is not required, lacks {}: {}",
+            self.repository,
+            self.key,
+            catalog::whole_text(&self.why)
+        )
+    }
+}
+
 /// A push that succeeded.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PushReport {
     /// The file's name.
     pub file: WalFileName,
-    /// Its key in the repository.
+    /// Its key in every repository.
     pub key: String,
     /// What became of it.
     pub outcome: PushOutcome,
     /// Bytes of the file.
     pub size: u64,
-    /// Bytes stored by this call.
+    /// Bytes of the object, if this call stored it.
     pub stored: u64,
+    /// The repositories that have it; none are told where an earlier call took it along.
+    pub stored_in: Vec<String>,
+    /// Those that do not, none of which is required.
+    pub lacking: Vec<Lacking>,
     /// Further files that this call made durable.
     pub taken_along: usize,
     /// What a person should know although nothing failed.
@@ -98,7 +130,7 @@ pub(crate) async fn digest(path: &Path) -> Result<Sha256Digest, PushError> {
     .await?
 }
 
-/// Pushes one WAL file. `Ok` means: durable in the repository.
+/// Pushes one WAL file. `Ok` means: durable in every required repository.
 pub async fn push(request: &PushRequest) -> Result<PushReport, PushError> {
     let begun = Instant::now();
     let job = Job::open(request, request.path.clone()).await?;

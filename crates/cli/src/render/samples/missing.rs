@@ -21,6 +21,8 @@ pub fn push_missing() -> PushMissingReport {
             outcome: PushOutcome::Stored,
             size: 16 << 20,
             stored: 5 << 20,
+            stored_in: vec!["here".to_owned()],
+            lacking: vec![],
             taken_along: 0,
             warning: None,
         })),

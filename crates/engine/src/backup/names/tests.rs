@@ -1,10 +1,12 @@
 use std::error::Error;
 use std::fs;
+use std::sync::Arc;
 
 use walden_model::BackupRecord;
 use walden_model::names::{Names, RelationKind, Wanted};
 
 use super::*;
+use crate::backup::targets::Targets;
 use crate::names::read;
 use crate::repository::Trouble;
 use crate::restore::tests::bed::{Bed, cluster};
@@ -36,7 +38,7 @@ fn toast(number: u32, of: u32) -> NamedRelation {
 async fn recorded(bed: &Bed, relations: impl Iterator<Item = NamedRelation>) -> BackupRecord {
     let mut record = bed.backup(1, &cluster(), Vec::new()).await;
     let writer = ObjectWriter {
-        repository: bed.repository.clone(),
+        targets: Arc::new(Targets::over(bed.repository.clone())),
         keys: bed.keys.clone(),
         backup: record.backup_id.clone(),
         archive_id: bed.archive_id,
