@@ -2,13 +2,14 @@
 # They bring what they need: on Debian, with Rust, nothing else has to be there beforehand.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo postgres s3s-fs lint fuzz bench
+.PHONY: help test demo postgres s3s-fs lint deny advisories fuzz bench
 
 help:
 	@echo 'make demo   archive, back up, lose a table and get it back, on a throwaway PostgreSQL'
 	@echo 'make test   everything that guards the project: format, lints, fuzzing, unit and integration tests'
 	@echo
 	@echo 'make lint   cargo fmt --check, clippy and rustdoc, warnings being errors'
+	@echo 'make deny   licences and sources of all dependencies (deny.toml); make advisories asks GitHub for known holes in them'
 	@echo 'make bench  Walden beside pgBackRest and cp, the tables of docs/performance.md (SCALE=, SEGMENTS=, ROUNDS=)'
 	@echo 'make fuzz   every parser, some seconds each, from its fixed corpus'
 	@echo
@@ -37,6 +38,13 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
+
+# Not a part of lint: cargo-deny is built once, which takes two minutes.
+deny:
+	"$$(integration/scripts/bring-deny)" --log-level warn check licenses sources bans
+
+advisories:
+	"$$(integration/scripts/bring-deny)" check advisories
 
 fuzz:
 	fuzz/run.sh 5
