@@ -17,7 +17,8 @@ use walden_pg::{Lsn, SystemIdentifier};
 
 pub use copy::CopyArguments;
 pub use queries::{
-    FindArguments, WalCommand, WalListArguments, WalShowArguments, WindowsArguments,
+    ArchivedIs, ConflictsArguments, ConflictsCommand, FindArguments, ResolveArguments, WalCommand,
+    WalListArguments, WalShowArguments, WindowsArguments,
 };
 
 use crate::command::Place;
@@ -69,6 +70,8 @@ pub enum Command {
     Copy(CopyArguments),
     /// Archive from a server's pg_wal what nobody archived, after a failover for instance
     PushMissing(PushMissingArguments),
+    /// Show WAL files of one name and different content, from two servers, and say whose they are
+    Conflicts(ConflictsArguments),
     /// Look at archived WAL
     #[command(subcommand)]
     Wal(WalCommand),

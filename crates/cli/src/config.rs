@@ -4,7 +4,10 @@ mod duration;
 mod error;
 mod raw;
 mod s3;
+mod secrets;
 
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +29,8 @@ pub const VARIABLE: &str = "WALDEN_CONFIG";
 pub struct Settings {
     /// The file that this was read from, absolute: a restored `restore_command` names it.
     pub file: PathBuf,
+    /// The key of a secret that stands in the file itself, be it this cluster's or another's.
+    pub secret: Option<String>,
     /// The cluster's name in the repository.
     pub cluster: ClusterName,
     /// Every cluster's name, in the order of the file, for what goes over all of them.
@@ -84,8 +89,18 @@ pub fn load(file: &Path, cluster: Option<&str>) -> Result<Settings, ConfigError>
         file: file.to_owned(),
         source,
     })?;
-    match std::fs::read_to_string(&file) {
-        Ok(text) => resolve(&file, &text, cluster),
+    let read = || -> std::io::Result<(String, Metadata)> {
+        let mut opened = File::open(&file)?;
+        let mut text = String::new();
+        opened.read_to_string(&mut text)?;
+        Ok((text, opened.metadata()?))
+    };
+    match read() {
+        Ok((text, metadata)) => {
+            let settings = resolve(&file, &text, cluster)?;
+            secrets::guard(&settings, &metadata)?;
+            Ok(settings)
+        }
         Err(source) => Err(ConfigError::Unreadable { file, source }),
     }
 }
@@ -132,6 +147,7 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         None => 0,
     };
     let names = clusters.iter().map(|(name, _)| name.clone()).collect();
+    let secret = secrets::in_clusters(&clusters);
     let (name, cluster) = clusters.swap_remove(chosen);
     let path = |path: Option<raw::Text<raw::AbsolutePath>>| path.map(|path| path.0.0);
     let repositories = resolve_repositories(file, raw.repositories.unwrap_or_default())?;
@@ -143,6 +159,7 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
     };
     Ok(Settings {
         file: file.to_owned(),
+        secret,
         cluster: name,
         clusters: names,
         pgdata: path(cluster.pgdata),

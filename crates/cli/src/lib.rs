@@ -3,6 +3,7 @@
 mod arguments;
 pub mod command;
 pub mod config;
+mod conflicts;
 mod copy;
 pub mod exit;
 pub mod fetch;

@@ -1,6 +1,6 @@
 //! `walden push-missing`.
 
-use walden_engine::push_missing::{PushMissingReport, PushMissingRequest, push_missing};
+use walden_engine::push_missing::{PushMissingRequest, Told, push_missing};
 use walden_model::unarchived::Fate;
 
 use crate::arguments::PushMissingArguments;
@@ -14,28 +14,31 @@ pub(crate) fn run(settings: Settings, arguments: PushMissingArguments) -> Result
     let pgdata = arguments.pgdata.or_else(|| settings.pgdata.clone());
     let request = PushMissingRequest {
         pgdata: needed(pgdata, &settings, "pgdata", ", or give --pgdata")?,
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
         level: settings.compression_level,
         dry_run: arguments.dry_run,
     };
-    let report = call(push_missing(&request))?;
+    let reports = call(push_missing(&request))?;
     print(&match arguments.json {
-        true => render::push_missing_json(&report, request.dry_run).map_err(Problem::failure)?,
-        false => render::push_missing_page(&report, request.dry_run),
+        true => render::push_missing_json(&reports, request.dry_run).map_err(Problem::failure)?,
+        false => render::push_missing_page(&reports, request.dry_run),
     })?;
-    Ok(match is_whole(&report) {
+    let whole = reports
+        .iter()
+        .filter(|report| report.required)
+        .all(|report| report.told.as_ref().is_ok_and(is_whole));
+    Ok(match whole {
         true => common::OK,
         false => common::FAILURE,
     })
 }
 
 /// Whether nothing stands in the way of what is missing.
-fn is_whole(report: &PushMissingReport) -> bool {
-    report
-        .files
+fn is_whole(told: &Told) -> bool {
+    told.files
         .iter()
-        .all(|told| match (&told.pushed, told.fate) {
+        .all(|file| match (&file.pushed, file.fate) {
             (Some(pushed), _) => pushed.is_ok(),
             (None, Fate::Conflict | Fate::Unreadable | Fate::Withheld { .. }) => false,
             (None, _) => true,

@@ -2,6 +2,7 @@
 
 mod backup;
 mod backups;
+mod conflicts;
 mod copy;
 mod find;
 mod plan;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use backup::backup_json;
 pub use backups::{backups_json, backups_table};
 use comfy_table::{Table, TableStyle};
+pub use conflicts::{conflicts_json, conflicts_page, resolved_json, resolved_page};
 pub use copy::{copy_json, copy_page};
 pub use find::{findings_json, findings_page};
 use jiff::Timestamp;
@@ -144,10 +146,13 @@ mod tests {
         let windows = windows_json(&samples::windows(), samples::now()).expect("JSON");
         let findings = findings_json(&samples::findings(), "walden").expect("JSON");
         let copied = copy_json(&samples::copied()).expect("JSON");
+        let conflicts = conflicts_json(&samples::conflicts()).expect("JSON");
+        let resolved = [("here".to_owned(), samples::resolved())];
+        let resolved = resolved_json(&resolved).expect("JSON");
         let pushed = push_missing_json(&samples::push_missing(), false).expect("JSON");
         let backup = backup_json(&samples::taken()).expect("JSON");
         for text in [
-            listing, plan, segment, windows, findings, copied, pushed, backup,
+            listing, plan, segment, windows, findings, copied, pushed, backup, conflicts, resolved,
         ] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }

@@ -7,6 +7,7 @@ pub mod archive;
 pub mod backup;
 pub mod catalog;
 pub mod codec;
+pub mod conflicts;
 pub mod copy;
 pub mod event;
 pub mod fetch;

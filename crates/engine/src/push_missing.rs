@@ -28,9 +28,9 @@ const CONTROL_TRIES: u32 = 10;
 /// Whose WAL to archive, and where.
 #[derive(Debug, Clone)]
 pub struct PushMissingRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
-    /// The cluster's name in it.
+    /// The repositories: each is given what it lacks.
+    pub repositories: Vec<RepositorySettings>,
+    /// The cluster's name in them.
     pub cluster: ClusterName,
     /// The server's data directory; it may run or not.
     pub pgdata: PathBuf,
@@ -40,9 +40,20 @@ pub struct PushMissingRequest {
     pub dry_run: bool,
 }
 
-/// What became of a server's WAL.
+/// What became of a server's WAL in one repository.
 #[derive(Debug)]
 pub struct PushMissingReport {
+    /// The repository.
+    pub repository: String,
+    /// Whether WAL counts as archived only once it is there.
+    pub required: bool,
+    /// What became of it; or why that cannot be told, and nothing was pushed there.
+    pub told: Result<Told, PushMissingError>,
+}
+
+/// What became of each file.
+#[derive(Debug)]
+pub struct Told {
     /// Whose it is.
     pub system: SystemIdentifier,
     /// The server's timeline.
@@ -116,15 +127,32 @@ pub enum PushMissingError {
     Repository(#[from] RepositoryError),
 }
 
-/// Pushes what the archive lacks of a server's `pg_wal`, or says what it would push.
+/// Pushes what each repository lacks of a server's `pg_wal`, or says what it would push. What failed in one of them is told, and keeps nothing
+/// from the others.
 ///
 /// # Errors
-/// It cannot be told what is missing; nothing was pushed. Files that could not be pushed are told in the report.
+/// The data directory's control file cannot be read.
 pub async fn push_missing(
     request: &PushMissingRequest,
-) -> Result<PushMissingReport, PushMissingError> {
+) -> Result<Vec<PushMissingReport>, PushMissingError> {
     let control = control(&request.pgdata).await?;
-    let repository = Repository::open(&request.repository).await?;
+    let mut reports = Vec::new();
+    for settings in &request.repositories {
+        reports.push(PushMissingReport {
+            repository: settings.name.clone(),
+            required: settings.required,
+            told: push_into(request, settings, &control).await,
+        });
+    }
+    Ok(reports)
+}
+
+async fn push_into(
+    request: &PushMissingRequest,
+    settings: &RepositorySettings,
+    control: &ControlFile,
+) -> Result<Told, PushMissingError> {
+    let repository = Repository::open(settings).await?;
     repository.root().await?;
     let system = control.system_identifier;
     let identity = repository.registration(&request.cluster, system).await?;
@@ -138,7 +166,7 @@ pub async fn push_missing(
     }
     let pg_wal = request.pgdata.join("pg_wal");
     // Before the archive is listed: what is finished now may be archived by then, and not the other way round.
-    let local = look(&pg_wal, &control, segment_size)?;
+    let local = look(&pg_wal, control, segment_size)?;
     let catalog = catalog::load_wal(&repository, &request.cluster, &identity).await?;
     let plan = UnarchivedPlan::build(&local, &catalog);
     let plan = plan.map_err(|source| PushMissingError::Timeline {
@@ -164,13 +192,14 @@ pub async fn push_missing(
         let pushed = match fate {
             // What stands against it, the push says.
             Fate::Missing | Fate::Conflict | Fate::Unreadable if !request.dry_run => {
-                Some(push::push(&one(request, pg_wal.join(file.to_string()))).await)
+                let path = pg_wal.join(file.to_string());
+                Some(push::push(&one(request, settings, path)).await)
             }
             _ => None,
         };
         files.push(ToldFile { file, fate, pushed });
     }
-    Ok(PushMissingReport {
+    Ok(Told {
         system,
         timeline: plan.timeline,
         segment_size,
@@ -179,9 +208,13 @@ pub async fn push_missing(
     })
 }
 
-fn one(request: &PushMissingRequest, path: PathBuf) -> PushRequest {
+fn one(request: &PushMissingRequest, settings: &RepositorySettings, path: PathBuf) -> PushRequest {
     PushRequest {
-        repositories: vec![request.repository.clone()],
+        // Alone, so that its failure is the push's.
+        repositories: vec![RepositorySettings {
+            required: true,
+            ..settings.clone()
+        }],
         cluster: request.cluster.clone(),
         path,
         pgdata: Some(request.pgdata.clone()),
@@ -283,7 +316,7 @@ fn history(timeline: TimelineId, path: &Path) -> io::Result<Option<TimelineHisto
 }
 
 /// Holds a file against the digest of what is archived under its name; `None` where the server has removed or recycled it meanwhile.
-async fn compare(
+pub(crate) async fn compare(
     repository: &Repository,
     catalog: &Catalog,
     file: WalFileName,

@@ -107,7 +107,7 @@ impl WalListing {
             system: identity.system_identifier,
         };
         Ok(Self {
-            conflicts: catalog::quarantined(&repository, &keys).await?,
+            conflicts: catalog::quarantined(&repository, &keys, identity.archive_id).await?,
             timeline: request.timeline,
             identity,
             repository,
@@ -314,7 +314,7 @@ pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
         }
         read => read?,
     };
-    let conflicts = catalog::quarantined(&repository, &keys).await?;
+    let conflicts = catalog::quarantined(&repository, &keys, identity.archive_id).await?;
     let following = request.segment.next(identity.wal_segment_size);
     let (index, moments) = if request.read {
         let catalog = Catalog::empty(

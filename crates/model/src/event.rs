@@ -4,7 +4,9 @@
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use walden_pg::WalFileName;
 
+use crate::digest::{Sha256Digest, ShortDigest};
 use crate::document::Document;
 use crate::framed::Writer;
 use crate::keys::{BackupId, EventId, EventName};
@@ -134,6 +136,41 @@ pub struct Verified {
 
 impl EventBody for Verified {
     const EVENT: &'static str = "verified";
+}
+
+/// A person said whose an archived WAL file is, of whose name another file was set aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The file.
+    pub file: WalFileName,
+    /// The content of the archived one.
+    pub archived: Sha256Digest,
+    /// The content of the one that was set aside.
+    pub aside: Sha256Digest,
+    /// Whose the archived one is.
+    pub archived_is: Whose,
+}
+
+impl Resolved {
+    /// Whether it speaks of these two.
+    #[must_use]
+    pub fn is_of(&self, file: WalFileName, archived: &Sha256Digest, aside: ShortDigest) -> bool {
+        self.file == file && self.archived == *archived && self.aside.short() == aside
+    }
+}
+
+impl EventBody for Resolved {
+    const EVENT: &'static str = "resolved";
+}
+
+/// Whose an archived file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Whose {
+    /// This cluster's: it may be recovered with, and what was set aside does not matter.
+    Ours,
+    /// Another server's: nothing goes across it, for good.
+    Foreign,
 }
 
 #[cfg(test)]

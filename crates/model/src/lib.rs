@@ -29,7 +29,7 @@ pub use catalog::{Catalog, DamagedDocument, MissingHistory, UnfinishedBackup, Wi
 pub use coverage::{Break, Gap, TimelineWal};
 pub use digest::{Sha256Digest, ShortDigest};
 pub use document::{Document, DocumentError};
-pub use event::{Event, EventBody, Verified, VerifyMode};
+pub use event::{Event, EventBody, Resolved, Verified, VerifyMode, Whose};
 pub use file_map::{Extent, FileBody, FileContent, FileEntry, FileEntryError};
 pub use framed::{FrameEntry, Head, HeadKind, Tail, Writer};
 pub use keys::{BackupId, ClusterName, EventId, EventName, SystemKeys, WalName};

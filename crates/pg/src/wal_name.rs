@@ -120,7 +120,8 @@ fn hex8(text: &str) -> Option<u32> {
 }
 
 /// A file that PostgreSQL hands to `archive_command` or asks of `restore_command`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum WalFileName {
     /// A whole segment.
     Segment(SegmentName),
@@ -145,6 +146,20 @@ impl fmt::Display for WalFileName {
             WalFileName::History(timeline) => write!(f, "{}.history", timeline.hex()),
             WalFileName::Backup { segment, offset } => write!(f, "{segment}.{offset:08X}.backup"),
         }
+    }
+}
+
+impl TryFrom<String> for WalFileName {
+    type Error = ParseWalNameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<WalFileName> for String {
+    fn from(name: WalFileName) -> String {
+        name.to_string()
     }
 }
 

@@ -67,13 +67,15 @@ impl TestDir {
         Ok(path)
     }
 
-    /// Writes a file in it, mode 0644, that the server's user owns.
+    /// Writes a file in it, mode 0600, that the server's user owns.
     ///
     /// # Errors
     /// Where it cannot be written.
     pub fn server_file(&self, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.join(name);
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("cannot set the mode of {}", path.display()))?;
         own_by_server(&path)?;
         Ok(path)
     }

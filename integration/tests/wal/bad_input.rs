@@ -3,6 +3,8 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use walden_engine::codec::{FrameCompressor, encode_tail};
+use walden_model::{Sha256Digest, Tail};
 use walden_testkit::{Cluster, PgInstall, TestDir};
 
 use crate::bench::{Bench, read};
@@ -13,6 +15,7 @@ super::on_17!(
     a_damaged_object_is_never_taken_for_the_same_bytes,
     a_damaged_object_is_never_restored,
     an_object_that_stands_elsewhere_is_never_restored,
+    a_few_bytes_that_stand_for_many_do_not_fill_the_disk,
 );
 
 const AFTER_MAGIC: usize = 2;
@@ -380,5 +383,53 @@ fn an_object_that_stands_elsewhere_is_never_restored(
         .fetch(&one, "pg_wal/RECOVERYXLOG")?
         .exits(201)?
         .says(&["archive_id"])?;
+    Ok(())
+}
+
+/// Every digest of it is right: whoever may write into the repository can compute them.
+fn a_few_bytes_that_stand_for_many_do_not_fill_the_disk(
+    install: &PgInstall,
+    dir: &TestDir,
+) -> Result<()> {
+    let bench = Bench::new(install, dir)?;
+    let (name, content) = bench.segment(0)?;
+    bench.push(bench.pg_wal(&name))?.exits(0)?;
+    let object = bench.object(&name)?;
+    let stored = read(&object)?;
+    let head = stored
+        .get(4..8)
+        .and_then(|length| length.try_into().ok())
+        .map(u32::from_le_bytes)
+        .and_then(|length| stored.get(..8 + length as usize))
+        .context("a head")?;
+    let zeroes = vec![0; 4 << 20];
+    let frame = FrameCompressor::new(1)?.compress(&zeroes)?;
+    let frames = 8;
+    let mut bomb = head.to_vec();
+    for _ in 0..frames {
+        bomb.extend_from_slice(&frame.stored);
+    }
+    let all = zeroes.repeat(frames);
+    let tail = Tail {
+        content_size: all.len() as u64,
+        index: None,
+        sha256: Some(Sha256Digest::of(&all)),
+        frames: vec![frame.entry; frames],
+    };
+    bomb.extend_from_slice(&encode_tail(&tail)?.0);
+    ensure!(
+        bomb.len() < content.len() / 10 && all.len() > 10 * content.len(),
+        "{} bytes stand for {}",
+        bomb.len(),
+        all.len()
+    );
+    fs::remove_file(&object)?;
+    bench.put(&object, &bomb)?;
+    let back = bench.pg_wal("back");
+    bench
+        .fetch(&name, &back)?
+        .exits(201)?
+        .says(&[&name, "longer than any of its name"])?;
+    ensure!(!back.exists(), "nothing of it must be left");
     Ok(())
 }

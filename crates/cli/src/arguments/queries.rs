@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use walden_model::target::{BadTarget, TargetKind, parse_target_time};
-use walden_pg::{SegmentName, SystemIdentifier, TimelineId};
+use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalFileName};
 
 #[derive(Debug, Args)]
 pub struct WindowsArguments {
@@ -54,6 +54,54 @@ const KINDS: &str = "What to look for (default: everything that took data away)"
 
 fn restore_point(text: &str) -> Result<String, BadTarget> {
     TargetKind::parse_name(text).map(|_| text.to_owned())
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct ConflictsArguments {
+    /// Also show what the archiver of this data directory is refused
+    #[arg(long, value_name = "DIR")]
+    pub pgdata: Option<PathBuf>,
+    /// Which of the cluster's system identifiers [default: the one that was registered last]
+    #[arg(long, value_name = "ID")]
+    pub system_identifier: Option<SystemIdentifier>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Option<ConflictsCommand>,
+}
+
+/// What to do with a conflict.
+#[derive(Debug, Subcommand)]
+pub enum ConflictsCommand {
+    /// Write down whose an archived file is, of whose name another was set aside
+    Resolve(ResolveArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct ResolveArguments {
+    /// The file's name, as walden conflicts shows it
+    #[arg(value_name = "FILE")]
+    pub file: WalFileName,
+    /// Whose the archived file is: ours, so that restores go across it, or foreign
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    pub archived_is: ArchivedIs,
+    /// Which of the cluster's system identifiers [default: the one that was registered last]
+    #[arg(long, value_name = "ID")]
+    pub system_identifier: Option<SystemIdentifier>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whose an archived file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ArchivedIs {
+    /// This cluster's.
+    Ours,
+    /// Another server's.
+    Foreign,
 }
 
 /// What to do with archived WAL.

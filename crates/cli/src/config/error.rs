@@ -68,6 +68,10 @@ pub enum ConfigError {
     #[error("{}: the repository {name:?} has a path and s3, and is in one place only", file.display())]
     #[allow(missing_docs)]
     TwoPlaces { file: PathBuf, name: String },
+    /// A secret that every user of the machine may read.
+    #[error("every user of this machine may read or change {}, and {what}", file.display())]
+    #[allow(missing_docs)]
+    Exposed { file: PathBuf, what: String },
 }
 
 fn on_line(line: Option<usize>) -> String {
@@ -139,6 +143,10 @@ impl Hint for ConfigError {
                 "write it (walden.example.yaml explains every key), or name another file with --config or WALDEN_CONFIG"
                     .to_owned()
             }
+            Self::Exposed { file, .. } => format!(
+                "chmod 600 {}; the user that runs this must own it",
+                file.display()
+            ),
             Self::Unreadable { .. } => {
                 "the user that runs this must be able to read it; PostgreSQL runs its commands as its own user".to_owned()
             }

@@ -41,6 +41,7 @@ fn what_is_not_said_has_its_documented_default() {
         required: true,
     };
     let expected = Settings {
+        secret: None,
         file: FILE.into(),
         cluster: "main".parse().expect("a cluster's name"),
         clusters: vec!["main".parse().expect("a cluster's name")],
@@ -520,4 +521,42 @@ fn the_option_goes_before_the_variable_and_that_before_the_default() {
         "an empty variable is none"
     );
     assert_eq!(locate(None, None), Path::new(DEFAULT_FILE));
+}
+
+#[test]
+fn a_password_that_others_may_read_is_refused_and_a_file_without_one_is_not() {
+    use std::os::unix::fs::PermissionsExt;
+
+    use crate::problem::Hint as _;
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("walden.yaml");
+    let write = |connection: &str, mode: u32| {
+        let text = format!(
+            "clusters: {{ main: {{ pgdata: /d }}, other: {{ primary_connection: \"{connection}\" }} }}\n\
+             repositories: [{{ name: here, path: /r }}]\n"
+        );
+        std::fs::write(&file, text).expect("the configuration");
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&file, mode).expect("its mode");
+        load(&file, Some("main"))
+    };
+    for secret in [
+        "host=/run user=backup password=geheim",
+        "postgresql://backup:geheim@db1/postgres",
+    ] {
+        for open in [0o644, 0o604, 0o602] {
+            let refused = write(secret, open).expect_err("others may read it");
+            let said = format!("{refused} {}", refused.hint().unwrap_or_default());
+            assert!(
+                said.contains("clusters.other.primary_connection")
+                    && said.contains("chmod 600")
+                    && !said.contains("geheim"),
+                "{secret} with mode {open:o}: {said}"
+            );
+        }
+        write(secret, 0o640).expect("a group is the administrator's choice");
+        write(secret, 0o600).expect("nobody else reads it");
+    }
+    write("host=/run user=backup", 0o644).expect("it holds no secret");
 }

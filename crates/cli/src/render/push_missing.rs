@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use walden_engine::push::PushOutcome;
-use walden_engine::push_missing::{PushMissingReport, ToldFile};
+use walden_engine::push_missing::{PushMissingReport, Told, ToldFile};
 use walden_model::SegmentRange;
 use walden_model::unarchived::Fate;
 use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
@@ -86,9 +86,27 @@ fn range(gap: &SegmentRange, size: WalSegmentSize) -> (SegmentName, SegmentName)
     (name(gap.first), name(gap.last))
 }
 
-/// A line for each file that is not simply there, and what all of it comes to.
+/// For each repository a line for each file that is not simply there, and what all of it comes to.
 #[must_use]
-pub fn push_missing_page(report: &PushMissingReport, dry_run: bool) -> String {
+pub fn push_missing_page(reports: &[PushMissingReport], dry_run: bool) -> String {
+    let mut page = String::new();
+    for report in reports {
+        match &report.told {
+            Ok(told) => page.push_str(&told_page(&report.repository, told, dry_run)),
+            Err(why) => {
+                let _ = writeln!(
+                    page,
+                    "repository {}: {}",
+                    report.repository,
+                    whole_text(why)
+                );
+            }
+        }
+    }
+    page
+}
+
+fn told_page(repository: &str, report: &Told, dry_run: bool) -> String {
     let mut page = String::new();
     let files: Vec<_> = report
         .files
@@ -110,7 +128,7 @@ pub fn push_missing_page(report: &PushMissingReport, dry_run: bool) -> String {
     };
     let _ = writeln!(
         page,
-        "timeline {}: {} files {}, {} archived already",
+        "repository {repository}, timeline {}: {} files {}, {} archived already",
         report.timeline,
         count(if dry_run { "missing" } else { "pushed" }),
         if dry_run { "would be pushed" } else { "pushed" },
@@ -127,11 +145,19 @@ pub fn push_missing_page(report: &PushMissingReport, dry_run: bool) -> String {
 }
 
 #[derive(Serialize)]
-struct Json {
+struct Json<'a> {
     version: u32,
-    system_identifier: SystemIdentifier,
-    timeline: TimelineId,
     dry_run: bool,
+    repositories: Vec<JsonRepository<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonRepository<'a> {
+    repository: &'a str,
+    required: bool,
+    failed: Option<String>,
+    system_identifier: Option<SystemIdentifier>,
+    timeline: Option<TimelineId>,
     files: Vec<JsonFile>,
     still_missing: Vec<JsonGap>,
 }
@@ -156,38 +182,53 @@ struct JsonGap {
 /// # Errors
 /// None that is known of.
 pub fn push_missing_json(
-    report: &PushMissingReport,
+    reports: &[PushMissingReport],
     dry_run: bool,
 ) -> Result<String, serde_json::Error> {
-    let files = report.files.iter().map(|file| {
-        let (outcome, note) = told(file);
-        let pushed = file.pushed.as_ref().and_then(|pushed| pushed.as_ref().ok());
-        JsonFile {
-            file: file.file.to_string(),
-            outcome,
-            note: Some(note).filter(|note| !note.is_empty()),
-            stored_size: pushed
-                .map(|report| report.stored)
-                .filter(|stored| *stored > 0),
-        }
-    });
-    let gaps = report.gaps.iter().map(|gap| {
-        let (first, last) = range(gap, report.segment_size);
-        JsonGap {
-            timeline: gap.timeline,
-            first,
-            last,
-        }
-    });
     let json = Json {
         version: 1,
-        system_identifier: report.system,
-        timeline: report.timeline,
         dry_run,
-        files: files.collect(),
-        still_missing: gaps.collect(),
+        repositories: reports.iter().map(json_repository).collect(),
     };
     serde_json::to_string_pretty(&json).map(|text| text + "\n")
+}
+
+fn json_repository(report: &PushMissingReport) -> JsonRepository<'_> {
+    let told = report.told.as_ref().ok();
+    let files = told.map(|told| told.files.iter().map(json_file).collect());
+    let gaps = told.map(|told| {
+        let gaps = told.gaps.iter().map(|gap| {
+            let (first, last) = range(gap, told.segment_size);
+            JsonGap {
+                timeline: gap.timeline,
+                first,
+                last,
+            }
+        });
+        gaps.collect()
+    });
+    JsonRepository {
+        repository: &report.repository,
+        required: report.required,
+        failed: report.told.as_ref().err().map(|why| whole_text(why)),
+        system_identifier: told.map(|told| told.system),
+        timeline: told.map(|told| told.timeline),
+        files: files.unwrap_or_default(),
+        still_missing: gaps.unwrap_or_default(),
+    }
+}
+
+fn json_file(file: &ToldFile) -> JsonFile {
+    let (outcome, note) = told(file);
+    let pushed = file.pushed.as_ref().and_then(|pushed| pushed.as_ref().ok());
+    JsonFile {
+        file: file.file.to_string(),
+        outcome,
+        note: Some(note).filter(|note| !note.is_empty()),
+        stored_size: pushed
+            .map(|report| report.stored)
+            .filter(|stored| *stored > 0),
+    }
 }
 
 #[cfg(test)]
@@ -203,7 +244,7 @@ mod tests {
              000000010000000000000006  pushed      5120 kB stored\n\
              000000010000000000000007  left        the timeline was left at 0/7000120, and the next one has its content up to there\n\
              000000020000000000000008  unfinished  it is still written to, or was when the server ended\n\
-             timeline 2: 1 files pushed, 1 archived already\n\
+             repository here, timeline 2: 1 files pushed, 1 archived already\n\
              still missing: 000000010000000000000003 to 000000010000000000000004 are neither archived nor in this pg_wal; \
              another server may have them\n"
         );

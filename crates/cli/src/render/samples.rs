@@ -19,7 +19,7 @@ use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 
 pub use copied::copied;
 pub use found::{findings, newest, now, windows};
-pub use missing::push_missing;
+pub use missing::{conflicts, push_missing, resolved};
 pub use wal::{archived_wal, shown_segment};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_123_456_789_012_345_678);

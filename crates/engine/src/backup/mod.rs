@@ -34,7 +34,7 @@ use walden_pg::{Lsn, WalSegmentSize};
 pub use child::ChildError;
 pub use error::BackupError;
 pub use files::ManifestMismatch;
-pub use server::ServerError;
+pub use server::{ServerError, holds_password};
 pub use stream::{Extra, StreamError};
 
 use crate::progress::Progress;

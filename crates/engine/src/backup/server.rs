@@ -449,6 +449,15 @@ pub(super) fn with_cause(text: &str, error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Whether a password stands in a connection string. One that cannot be read holds one if it speaks of it.
+#[must_use]
+pub fn holds_password(connection: &str) -> bool {
+    match connection.parse::<Config>() {
+        Ok(config) => config.get_password().is_some(),
+        Err(_) => connection.contains("password") || connection.contains('@'),
+    }
+}
+
 /// The connection in libpq's words, without its password.
 fn conninfo(config: &Config) -> String {
     let hosts = config.get_hosts().iter().map(|host| match host {

@@ -119,7 +119,7 @@ async fn check_conflicts(
     keys: &SystemKeys,
     record: &BackupRecord,
 ) -> Result<(), BackupError> {
-    let conflicts = catalog::quarantined(repository, keys).await?;
+    let conflicts = catalog::quarantined(repository, keys, record.archive_id).await?;
     let needed = record.needed_segments(record.wal_segment_size);
     match needed
         .into_iter()

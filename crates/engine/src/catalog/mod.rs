@@ -3,7 +3,7 @@
 mod wal;
 
 pub use wal::quarantined;
-pub(crate) use wal::{archived_at, load_wal};
+pub(crate) use wal::{InConflict, archived_at, in_conflict, load_wal};
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -6,12 +6,16 @@ use std::pin::pin;
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use walden_model::catalog::{Catalog, DamagedDocument};
-use walden_model::{ClusterName, HeadKind, IdentityDocument, RandomId, SystemKeys, WalName, keys};
+use walden_model::{
+    ClusterName, HeadKind, IdentityDocument, RandomId, Sha256Digest, ShortDigest, SystemKeys,
+    WalName, keys,
+};
 use walden_pg::history::TimelineHistory;
 use walden_pg::{SegmentName, TimelineId};
 
 use super::{LANES, Loader, MAX_HISTORY, Read, damaged, sort};
 use crate::codec::{CodecError, Expected, ObjectDecoder};
+use crate::conflicts::Decisions;
 use crate::repository::{Repository, RepositoryError, Trouble};
 
 /// A head is some hundred bytes long.
@@ -26,8 +30,9 @@ const HEAD_GUESS: u64 = 4096;
 pub async fn quarantined(
     repository: &Repository,
     keys: &SystemKeys,
+    archive_id: RandomId,
 ) -> Result<BTreeSet<SegmentName>, RepositoryError> {
-    let conflicts = conflicts(repository, keys).await?.into_iter();
+    let conflicts = conflicts(repository, keys, archive_id).await?.into_iter();
     Ok(conflicts
         .filter_map(|name| match name {
             WalName::Segment(segment) => Some(segment),
@@ -36,11 +41,44 @@ pub async fn quarantined(
         .collect())
 }
 
-/// The archived files of which another was set aside.
+/// The archived files of which another was set aside, unless a person said that the archived one is this cluster's.
 async fn conflicts(
     repository: &Repository,
     keys: &SystemKeys,
+    archive_id: RandomId,
 ) -> Result<Vec<WalName>, RepositoryError> {
+    let mut conflicts = in_conflict(repository, keys).await?;
+    if !conflicts.is_empty() {
+        let decisions = Decisions::read(repository, keys, archive_id).await?;
+        conflicts.retain(|conflict| {
+            let archived = conflict.archived.as_ref();
+            archived.is_none_or(|archived| {
+                !decisions.are_ours(conflict.name.file(), archived, conflict.aside)
+            })
+        });
+    }
+    Ok(conflicts
+        .into_iter()
+        .map(|conflict| conflict.name)
+        .collect())
+}
+
+/// An archived file of which another was set aside.
+pub(crate) struct InConflict {
+    pub name: WalName,
+    /// The digest of the archived content; `None` where the object cannot be read.
+    pub archived: Option<Sha256Digest>,
+    /// The key of the one that was set aside.
+    pub aside_key: String,
+    /// The beginning of its content's digest.
+    pub aside: ShortDigest,
+}
+
+/// All of them, whatever a person said.
+pub(crate) async fn in_conflict(
+    repository: &Repository,
+    keys: &SystemKeys,
+) -> Result<Vec<InConflict>, RepositoryError> {
     let mut conflicts = Vec::new();
     for object in repository.list(&keys.quarantine_prefix()).await? {
         let aside = keys.parse_quarantine(object.key.as_str());
@@ -51,7 +89,7 @@ async fn conflicts(
         };
         let key = keys.wal(&name);
         let archived = match repository.read_tail(&key).await {
-            Ok((_, read)) => read.tail.sha256.map(|digest| digest.short()),
+            Ok((_, read)) => read.tail.sha256,
             Err(e) => match e.trouble() {
                 // Not archived at all: missing, like any other.
                 Trouble::Absent => continue,
@@ -59,8 +97,13 @@ async fn conflicts(
                 Trouble::Outage | Trouble::Local => return Err(e),
             },
         };
-        if archived != Some(aside) {
-            conflicts.push(name);
+        if archived.map(|digest| digest.short()) != Some(aside) {
+            conflicts.push(InConflict {
+                name,
+                archived,
+                aside_key: object.key.as_str().to_owned(),
+                aside,
+            });
         }
     }
     Ok(conflicts)
@@ -162,7 +205,7 @@ impl Loader<'_> {
     pub(super) async fn wal(&self, catalog: &mut Catalog) -> Result<(), RepositoryError> {
         let mut histories = self.segments(catalog).await?;
         histories.sort_unstable();
-        for name in conflicts(self.repository, &self.keys).await? {
+        for name in conflicts(self.repository, &self.keys, self.identity.archive_id).await? {
             match name {
                 WalName::Segment(segment) => {
                     let wal = catalog.wal.get_mut(&segment.timeline);

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use walden_model::{FrameEntry, Head, HeadKind, RandomId, Sha256Digest, Tail};
 
-use super::meta::{MAGIC, ReadTail, decode_head, decode_tail, frame_length};
+use super::meta::{MAGIC, MAX_JSON, ReadTail, decode_head, decode_tail, frame_length};
 use super::{CodecError, frame};
 
 /// What the head must say, so that no object passes for another.
@@ -41,6 +41,9 @@ impl Expected {
         }
     }
 }
+
+/// More than any frame table has room for: each of its rows has a digest of 64 digits.
+const MOST_FRAMES: usize = MAX_JSON / 64;
 
 /// An object that was read to its end and is whole.
 #[derive(Debug)]
@@ -126,6 +129,11 @@ impl ObjectDecoder {
             } else if is_meta {
                 self.tail = Some(decode_tail(stored)?);
             } else {
+                if self.frames.len() >= MOST_FRAMES {
+                    return Err(
+                        CodecError::damaged("it has more frames than a frame table holds").into(),
+                    );
+                }
                 let content = frame::decompress(stored)?;
                 self.frames.push(FrameEntry {
                     stored: stored.len() as u64,

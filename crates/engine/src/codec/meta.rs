@@ -15,7 +15,7 @@ pub(super) const MAGIC: [u8; 4] = 0x184D_2A5D_u32.to_le_bytes();
 const PREFIX: usize = 8;
 /// Bytes after the JSON: digest, length again, mark.
 const TRAILER: usize = 32 + 4 + 8;
-const MAX_JSON: usize = 16 * 1024 * 1024;
+pub(super) const MAX_JSON: usize = 16 * 1024 * 1024;
 
 /// A tail that was read and whose digest fits.
 #[derive(Debug)]

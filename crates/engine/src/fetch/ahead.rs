@@ -2,7 +2,6 @@
 //! itself, and knows what they mean there.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use walden_pg::wal_name::ParseWalNameError;
 use walden_pg::{SegmentName, WalFileName, WalSegmentSize};
 
 use super::ready::{Brought, Claimed, Ready};
-use super::{FetchError, FetchRequest, identity, receive, write_error};
+use super::{FetchError, FetchRequest, create, identity, receive, write_error};
 use crate::host;
 use crate::repository::Repository;
 
@@ -199,7 +198,7 @@ impl Archive {
         // A call that was killed may have left the proof of an earlier file.
         claimed.discard(segment);
         // A call that comes now sees that it is on its way.
-        File::create(&path).map_err(|source| write_error(&path, source))?;
+        create(&path).map_err(|source| write_error(&path, source))?;
         receive(&self.repository, &self.identity, &key, file, &path).await?;
         let ready = claimed.ready().clone();
         let laid = tokio::task::spawn_blocking(move || Claimed::lay_ready(&ready, segment));

@@ -14,7 +14,9 @@ pub use ready::Ready;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,7 +29,9 @@ use walden_pg::{
     LongPageHeader, SegmentMismatch, SegmentName, SystemIdentifier, WalFileName, check_segment,
 };
 
+use crate::catalog::MAX_HISTORY;
 use crate::codec::Expected;
+use crate::conflicts::Decisions;
 use crate::host;
 use crate::repository::{Repository, RepositoryError, RepositorySettings, Trouble};
 
@@ -159,10 +163,16 @@ pub enum FetchError {
         /// Who asks.
         expected: SystemIdentifier,
     },
+    /// Somebody stored more than a file of this name can have.
+    #[error("the archived file is longer than any of its name: more than {most} bytes")]
+    TooLong {
+        /// The most it can have.
+        most: u64,
+    },
     /// Another file of the same name was set aside.
     #[error(
         "another server's segment of this name was set aside under quarantine/, so nobody can tell which of the two is this cluster's; \
-         restore to a target before it, or from a backup that was taken after the conflict"
+         restore to a target before it, or from a backup that was taken after the conflict; if you know whose it is, see: walden conflicts"
     )]
     InConflict,
     /// The destination cannot be written.
@@ -185,6 +195,7 @@ impl FetchError {
             FetchError::Mismatch(_)
             | FetchError::InConflict
             | FetchError::OtherSystem { .. }
+            | FetchError::TooLong { .. }
             | FetchError::History(_) => Verdict::Damage,
             FetchError::Name(_) | FetchError::WhichSystem { .. } | FetchError::Control(_) => {
                 Verdict::Configuration
@@ -351,12 +362,25 @@ async fn receive(
     let growing = growing.to_path_buf();
     let first: FirstPage = Arc::default();
     let mut output: Option<File> = None;
+    let most = match file {
+        WalFileName::Segment(_) | WalFileName::Partial(_) => identity.wal_segment_size.bytes(),
+        WalFileName::History(_) | WalFileName::Backup { .. } => MAX_HISTORY as u64,
+    };
+    let mut left = most;
+    let too_long = Arc::new(AtomicBool::new(false));
     let sink = {
+        let too_long = too_long.clone();
         let (growing, first) = (growing.clone(), first.clone());
         move |content: Vec<u8>| {
+            // Before it fills the disk: a few bytes of zstd may stand for any number of zeroes.
+            let Some(now) = left.checked_sub(content.len() as u64) else {
+                too_long.store(true, Ordering::Relaxed);
+                return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge));
+            };
+            left = now;
             let output = match &mut output {
                 Some(output) => output,
-                none => none.insert(File::create(&growing)?),
+                none => none.insert(create(&growing)?),
             };
             let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
             if first.is_empty() {
@@ -372,13 +396,16 @@ async fn receive(
     };
     let object = match repository.read_object(key, expected, sink).await {
         Ok(object) => object,
+        Err(RepositoryError::Sink { .. }) if too_long.load(Ordering::Relaxed) => {
+            return Err(FetchError::TooLong { most });
+        }
         Err(RepositoryError::Sink { source, .. }) => return Err(write_error(&growing, source)),
         Err(e) => return Err(e.into()),
     };
     let size = object.tail.content_size;
     if size == 0 {
         // No frame, so no file yet.
-        File::create(&growing).map_err(|source| write_error(&growing, source))?;
+        create(&growing).map_err(|source| write_error(&growing, source))?;
     }
     let first = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
     check(file, identity.system_identifier, &first, size)?;
@@ -386,6 +413,20 @@ async fn receive(
         check_undisputed(repository, identity, segment, &content).await?;
     }
     Ok(size)
+}
+
+/// Makes a file as PostgreSQL makes those of `pg_wal`, whatever the umask: for its user alone, or for the group, too, that may read the folder
+/// (initdb's `--allow-group-access`; file_perm.c, `SetDataDirectoryCreatePerm`).
+pub(super) fn create(path: &Path) -> std::io::Result<File> {
+    let folder = path.parent().map(fs::metadata);
+    let group = folder
+        .is_some_and(|folder| folder.is_ok_and(|folder| folder.permissions().mode() & 0o040 != 0));
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(if group { 0o640 } else { 0o600 })
+        .open(path)
 }
 
 /// Where a person set another server's segment of the same name aside, nobody can tell which of the two is this cluster's, and PostgreSQL would
@@ -406,13 +447,17 @@ async fn check_undisputed(
     let names = aside
         .iter()
         .filter_map(|object| keys.parse_quarantine(object.key.as_str()));
-    let disputed = names
-        .filter(|(file, _)| *file == WalFileName::Segment(segment))
-        .any(|(_, digest)| digest != content.short());
-    if disputed {
-        Err(FetchError::InConflict)
-    } else {
-        Ok(())
+    let file = WalFileName::Segment(segment);
+    let mut others = names
+        .filter(|(aside, digest)| *aside == file && *digest != content.short())
+        .peekable();
+    if others.peek().is_none() {
+        return Ok(());
+    }
+    let decisions = Decisions::read(repository, &keys, identity.archive_id).await?;
+    match others.all(|(_, aside)| decisions.are_ours(file, content, aside)) {
+        true => Ok(()),
+        false => Err(FetchError::InConflict),
     }
 }
 

@@ -14,15 +14,17 @@ mod settle;
 mod source;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use walden_model::{ClusterName, Sha256Digest};
+use walden_model::{ClusterName, IdentityDocument, Sha256Digest, Writer};
 use walden_pg::WalFileName;
 
 pub use error::{Difference, PushError};
 
 use crate::catalog;
-use crate::repository::RepositorySettings;
+use crate::repository::{Repository, RepositorySettings};
+use compare::Comparison;
 use error::source_error;
 use job::Job;
 use source::WalSource;
@@ -128,6 +130,31 @@ pub(crate) async fn digest(path: &Path) -> Result<Sha256Digest, PushError> {
         }
     })
     .await?
+}
+
+/// Where a WAL file and the archived one of its name differ first, and who wrote that; `None` where they do not.
+pub(crate) async fn difference(
+    repository: &Repository,
+    identity: &IdentityDocument,
+    key: &str,
+    path: &Path,
+) -> Result<Option<(Difference, Writer)>, PushError> {
+    let opened = job::blocking(path, {
+        let path = path.to_owned();
+        move || WalSource::open(&path).map_err(|e| source_error(&path, e))
+    });
+    let source = Arc::new(opened.await??);
+    let compared = compare::compare(repository, identity, key, &source).await;
+    match compared {
+        Ok(Comparison::Same) => Ok(None),
+        Ok(Comparison::Different { offset, writer }) => {
+            Ok(Some((source.difference_at(offset), writer)))
+        }
+        Err(e) => Err(PushError::Repository {
+            file: source.file.to_string(),
+            source: e,
+        }),
+    }
 }
 
 /// Pushes one WAL file. `Ok` means: durable in every required repository.

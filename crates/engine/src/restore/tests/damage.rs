@@ -163,6 +163,10 @@ async fn hostile_entries_are_refused_before_a_byte_is_written() {
         (hostile("../outside", data, 5), "\"..\" component"),
         (hostile("x/../../outside", data, 5), "\"..\" component"),
         (hostile("/tmp/outside", data, 5), "must be relative"),
+        (
+            hostile("/etc/../../outside", data, 5).replace(r#""file""#, r#""extra""#),
+            "\"..\" component",
+        ),
         (hostile("x\\u0000y", data, 5), "NUL"),
         (hostile("base", data, 5), "twice or out of order"),
         (hostile("x", data, 6), "should have 6"),
