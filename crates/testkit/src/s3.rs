@@ -19,8 +19,9 @@ const PORTS: usize = 5;
 /// A running store with one empty bucket. It ends with the value, and what it held is gone.
 #[derive(Debug)]
 pub struct S3Server {
-    process: Child,
-    address: SocketAddr,
+    nodes: Vec<Node>,
+    /// Where the first node listens.
+    first: SocketAddr,
     region: &'static str,
     bucket_folder: Option<PathBuf>,
     _dir: TestDir,
@@ -40,7 +41,7 @@ impl S3Server {
         let root = dir.join("root");
         let bucket = root.join(Self::BUCKET);
         fs::create_dir_all(&bucket).context("cannot make the bucket's folder")?;
-        let (process, address) = on_free_port(|address| {
+        let node = Node::start(|address| {
             let mut command = Command::new(&program);
             command
                 .arg("--host")
@@ -49,11 +50,11 @@ impl S3Server {
                 .arg(address.port().to_string())
                 .args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY])
                 .arg(&root);
-            logged(&mut command, &dir, "s3s-fs.log")
+            logged(command, &dir, "s3s-fs.log")
         })?;
         Ok(Self {
-            process,
-            address,
+            first: node.address,
+            nodes: vec![node],
             region: "us-east-1",
             bucket_folder: Some(bucket),
             _dir: dir,
@@ -65,62 +66,86 @@ impl S3Server {
     /// # Errors
     /// Where it cannot be brought or does not start.
     pub fn garage() -> Result<Self> {
-        let program = bring("garage")?;
-        let dir = TestDir::new("garage")?;
-        let config = dir.join("garage.toml");
-        let (process, address) = on_free_port(|address| {
-            let rpc = free_port()?;
-            let place = dir.path().display();
-            let text = format!(
-                "metadata_dir = \"{place}/meta\"\n\
-                 data_dir = \"{place}/data\"\n\
-                 db_engine = \"sqlite\"\n\
-                 replication_factor = 1\n\
-                 rpc_bind_addr = \"{rpc}\"\n\
-                 rpc_public_addr = \"{rpc}\"\n\
-                 rpc_secret = \"{SECRET_KEY}\"\n\
-                 [s3_api]\n\
-                 s3_region = \"garage\"\n\
-                 api_bind_addr = \"{address}\"\n"
-            );
-            fs::write(&config, text).context("cannot write Garage's configuration")?;
-            let mut command = Command::new(&program);
-            command
-                .arg("-c")
-                .arg(&config)
-                .args(["server", "--single-node", "--default-bucket"])
-                .env("GARAGE_DEFAULT_ACCESS_KEY", ACCESS_KEY)
-                .env("GARAGE_DEFAULT_SECRET_KEY", SECRET_KEY)
-                .env("GARAGE_DEFAULT_BUCKET", Self::BUCKET)
-                .env("RUST_LOG", "warn");
-            logged(&mut command, &dir, "garage.log")
-        })?;
-        let server = Self {
-            process,
-            address,
-            region: "garage",
-            bucket_folder: None,
-            _dir: dir,
-        };
+        let garage = Garage::bring()?;
+        let node = garage.node(0, 1, &["--single-node", "--default-bucket"])?;
         poll("Garage's bucket", || {
-            let mut ask = Command::new(&program);
-            ask.arg("-c").arg(&config);
-            ask.args(["bucket", "info", Self::BUCKET]);
-            Ok(run(&mut ask).ok())
+            Ok(garage.ask(&["bucket", "info", Self::BUCKET]).ok())
         })?;
-        Ok(server)
+        garage.server(vec![node])
+    }
+
+    /// Starts three nodes of Garage, each of which keeps every object. All is asked of the first.
+    ///
+    /// # Errors
+    /// Where they cannot be brought, do not start, or do not find each other.
+    pub fn garage_of_three() -> Result<Self> {
+        let garage = Garage::bring()?;
+        let mut nodes = Vec::new();
+        let mut layout = vec!["layout", "assign", "-z", "one", "-c", "1G"];
+        let mut names = Vec::new();
+        for number in 0..3 {
+            nodes.push(garage.node(number, 3, &[])?);
+            let name = run(garage.command(number).args(["node", "id", "-q"]))?;
+            if number > 0 {
+                garage.ask(&["node", "connect", name.trim()])?;
+            }
+            names.push(name);
+        }
+        let ids = names.iter().map(|name| match name.split_once('@') {
+            Some((id, _)) => id,
+            None => name.trim(),
+        });
+        layout.extend(ids);
+        garage.ask(&layout)?;
+        garage.ask(&["layout", "apply", "--version", "1"])?;
+        garage.ask(&["key", "import", "--yes", ACCESS_KEY, SECRET_KEY])?;
+        // Not before the layout has reached the others.
+        poll("Garage's bucket", || {
+            // The answer to one that succeeded may have been an error.
+            let made = garage.ask(&["bucket", "create", Self::BUCKET]);
+            let there = made.or_else(|_| garage.ask(&["bucket", "info", Self::BUCKET]));
+            Ok(there.ok())
+        })?;
+        let allowed = ["--read", "--write", "--owner", "--key", ACCESS_KEY];
+        garage.ask(&[&["bucket", "allow", Self::BUCKET], &allowed[..]].concat())?;
+        garage.server(nodes)
+    }
+
+    /// Kills one of the nodes.
+    ///
+    /// # Errors
+    /// Where there is no such node, or it cannot be killed.
+    pub fn stop_node(&mut self, number: usize) -> Result<()> {
+        let process = &mut self.node(number)?.process;
+        process.kill().context("cannot kill the node")?;
+        process.wait().context("cannot wait for the node")?;
+        Ok(())
+    }
+
+    /// Starts a node that was killed.
+    ///
+    /// # Errors
+    /// Where there is no such node, or it does not start.
+    pub fn start_node(&mut self, number: usize) -> Result<()> {
+        let node = self.node(number)?;
+        node.process = spawn(&mut node.command)?;
+        node.wait()?.then_some(()).context("the node ended at once")
+    }
+
+    fn node(&mut self, number: usize) -> Result<&mut Node> {
+        self.nodes.get_mut(number).context("there is no such node")
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.first
     }
 
     /// Its URL.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.first)
     }
 
     /// Its region.
@@ -162,11 +187,121 @@ impl S3Server {
     }
 }
 
-impl Drop for S3Server {
+/// One process of a store. It ends with the value.
+#[derive(Debug)]
+struct Node {
+    process: Child,
+    /// What started it, and starts it again.
+    command: Command,
+    address: SocketAddr,
+}
+
+impl Node {
+    /// Starts a server until one listens on the address that it was given.
+    fn start(command: impl Fn(SocketAddr) -> Result<Command>) -> Result<Self> {
+        for _ in 0..PORTS {
+            let address = free_port()?;
+            let mut command = command(address)?;
+            let mut node = Self {
+                process: spawn(&mut command)?,
+                command,
+                address,
+            };
+            if node.wait()? {
+                return Ok(node);
+            }
+        }
+        bail!("the server ended at once, {PORTS} times");
+    }
+
+    /// Waits until it listens; false where it ends instead.
+    fn wait(&mut self) -> Result<bool> {
+        poll("the server to listen", || {
+            let ended = self.process.try_wait().context("cannot watch the server")?;
+            if ended.is_some() {
+                return Ok(Some(false));
+            }
+            Ok(TcpStream::connect(self.address).is_ok().then_some(true))
+        })
+    }
+}
+
+impl Drop for Node {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Garage's program, and the folder of its nodes.
+struct Garage {
+    program: PathBuf,
+    dir: TestDir,
+}
+
+impl Garage {
+    fn bring() -> Result<Self> {
+        Ok(Self {
+            program: bring("garage")?,
+            dir: TestDir::new("garage")?,
+        })
+    }
+
+    /// Starts a node of a cluster in which each object is kept `copies` times.
+    fn node(&self, number: usize, copies: usize, options: &[&str]) -> Result<Node> {
+        Node::start(|address| {
+            let rpc = free_port()?;
+            let place = self.dir.path().display();
+            let text = format!(
+                "metadata_dir = \"{place}/meta{number}\"\n\
+                 data_dir = \"{place}/data{number}\"\n\
+                 db_engine = \"sqlite\"\n\
+                 replication_factor = {copies}\n\
+                 rpc_bind_addr = \"{rpc}\"\n\
+                 rpc_public_addr = \"{rpc}\"\n\
+                 rpc_secret = \"{SECRET_KEY}\"\n\
+                 [s3_api]\n\
+                 s3_region = \"garage\"\n\
+                 api_bind_addr = \"{address}\"\n"
+            );
+            fs::write(self.config(number), text).context("cannot write Garage's configuration")?;
+            let mut command = self.command(number);
+            command
+                .arg("server")
+                .args(options)
+                .env("GARAGE_DEFAULT_ACCESS_KEY", ACCESS_KEY)
+                .env("GARAGE_DEFAULT_SECRET_KEY", SECRET_KEY)
+                .env("GARAGE_DEFAULT_BUCKET", S3Server::BUCKET)
+                .env("RUST_LOG", "warn");
+            logged(command, &self.dir, &format!("garage{number}.log"))
+        })
+    }
+
+    fn config(&self, number: usize) -> PathBuf {
+        self.dir.join(format!("garage{number}.toml"))
+    }
+
+    fn command(&self, number: usize) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("-c").arg(self.config(number));
+        command
+    }
+
+    /// Asks the first node for something.
+    fn ask(&self, arguments: &[&str]) -> Result<String> {
+        run(self.command(0).args(arguments))
+    }
+
+    fn server(self, nodes: Vec<Node>) -> Result<S3Server> {
+        let first = nodes.first().context("a node")?.address;
+        Ok(S3Server {
+            first,
+            nodes,
+            region: "garage",
+            bucket_folder: None,
+            _dir: self.dir,
+        })
     }
 }
 
@@ -177,40 +312,19 @@ fn bring(server: &str) -> Result<PathBuf> {
     Ok(path.trim().into())
 }
 
-fn logged(command: &mut Command, dir: &TestDir, name: &str) -> Result<Child> {
+fn logged(mut command: Command, dir: &TestDir, name: &str) -> Result<Command> {
     let log = fs::File::create(dir.join(name)).context("cannot make the server's log")?;
     let second = log.try_clone().context("cannot share the server's log")?;
-    command
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(second)
-        .spawn()
-        .with_context(|| format!("cannot start {command:?}"))
+    command.stdin(Stdio::null()).stdout(log).stderr(second);
+    Ok(command)
+}
+
+fn spawn(command: &mut Command) -> Result<Child> {
+    let spawned = command.spawn();
+    spawned.with_context(|| format!("cannot start {command:?}"))
 }
 
 fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
     listener.local_addr().context("a port without an address")
-}
-
-/// Starts a server until one listens.
-fn on_free_port(mut start: impl FnMut(SocketAddr) -> Result<Child>) -> Result<(Child, SocketAddr)> {
-    for _ in 0..PORTS {
-        let address = free_port()?;
-        let mut process = start(address)?;
-        let listens = poll("the server to listen", || {
-            if process
-                .try_wait()
-                .context("cannot watch the server")?
-                .is_some()
-            {
-                return Ok(Some(false));
-            }
-            Ok(TcpStream::connect(address).is_ok().then_some(true))
-        })?;
-        if listens {
-            return Ok((process, address));
-        }
-    }
-    bail!("the server ended at once, {PORTS} times");
 }
