@@ -10,8 +10,8 @@ use crate::{ListOptions, ListPage, ObjectMeta, ObjectStore, StoreError};
 /// S3 gives at most so many a page.
 const PAGE: usize = 1000;
 
-/// Requests under way at the same time.
-const LANES: usize = 16;
+/// Requests under way at the same time: with a million objects, and 20 ms for a request, a listing is then a second away.
+const LANES: usize = 32;
 
 /// Folders that are looked into, at most, for finer places to cut a listing.
 const MOST_CUT: usize = 256;
