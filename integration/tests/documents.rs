@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use walden_testkit::{Binaries, Cluster, PgInstall, TestDir, on_version, run, run_as_server};
+use walden_testkit::{
+    Binaries, Cluster, PgInstall, S3Server, StopMode, TestDir, on_version, run, run_as_server,
+};
 
 const README: &str = include_str!("../../README.md");
 const FIND: &str = include_str!("../../docs/find.md");
+const DISASTER: &str = include_str!("../../docs/disaster-recovery.md");
 const RUNBOOK: &str = include_str!("../../docs/restore.md");
 /// The documents speak of this one.
 const MAJOR: u16 = 17;
@@ -67,7 +70,7 @@ fn the_runbook() {
         );
         let last = reader.cluster.switch_wal()?;
         reader.cluster.wait_archived(&last)?;
-        reader.cluster.stop(walden_testkit::StopMode::Immediate)?;
+        reader.cluster.stop(StopMode::Immediate)?;
         fs::remove_dir_all(reader.cluster.pgdata())?;
         typed(&mut reader, lost)?;
         ensure!(
@@ -115,6 +118,69 @@ fn what_happened_and_the_way_back() {
     });
 }
 
+#[test]
+fn everything_is_gone_but_the_bucket() {
+    on_version(MAJOR, "disaster", |install, dir| {
+        let server = S3Server::s3s_fs()?;
+        let mut reader = Reader::new(install, dir)?;
+        let bucket = |document: &str, here: &str| (document.to_owned(), here.to_owned());
+        reader.names.extend([
+            bucket("acme-backups", S3Server::BUCKET),
+            bucket("eu-west-1", server.region()),
+            bucket("/etc/walden/credentials", text(&dir.join("credentials"))?),
+        ]);
+        let store = format!("endpoint: '{}', create_only: claims", server.endpoint());
+        let config = yaml(DISASTER)?.replace("prefix: pg", &format!("prefix: pg, {store}"));
+        reader.configure(&config)?;
+        dir.server_file("credentials", server.credentials())?;
+
+        // The README was followed, up to the accident, with the bucket in place of the folder.
+        let preparation = blocks(README);
+        let shell = preparation.iter().filter(|block| block.language == "sh");
+        for block in shell.take(3) {
+            reader.types(&block.text)?;
+        }
+        reader
+            .cluster
+            .psql("INSERT INTO orders VALUES (1001, 'the last one')")?;
+        let last = reader.cluster.switch_wal()?;
+        reader.cluster.wait_archived(&last)?;
+
+        // Programs, configuration and credentials are on the new machine, and nothing else.
+        reader.cluster.stop(StopMode::Immediate)?;
+        let programs = reader.binaries.path("walden");
+        let programs = programs.parent().context("no folder")?.to_owned();
+        for entry in fs::read_dir(dir.path())? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if path == programs || name == Some("main.socket") {
+                continue;
+            }
+            if path.is_dir() {
+                fs::remove_dir_all(path)?;
+            } else if !matches!(name, Some("walden.yaml" | "credentials")) {
+                fs::remove_file(path)?;
+            }
+        }
+        reader.home = Some(dir.server_dir("home")?);
+        let page = blocks(DISASTER);
+        let mut said = Vec::new();
+        for block in page.iter().filter(|block| block.language == "sh") {
+            said.push(reader.types(&block.text)?);
+        }
+        ensure!(said.len() == 5, "the page should have its five blocks");
+        ensure!(
+            reader.cluster.psql("SELECT count(*) FROM orders")? == "1001",
+            "every order should be back, the last one too"
+        );
+        ensure!(
+            said.last().is_some_and(|list| list.lines().count() >= 4),
+            "the list should have both backups: {said:?}"
+        );
+        Ok(())
+    });
+}
+
 /// A person who follows the documents on a machine of their own.
 struct Reader<'a> {
     install: &'a PgInstall,
@@ -125,6 +191,8 @@ struct Reader<'a> {
     names: Vec<(String, String)>,
     /// The moment before the accident, as the server told it.
     moment: Option<String>,
+    /// Their home directory, if it is not just anybody's.
+    home: Option<PathBuf>,
 }
 
 impl<'a> Reader<'a> {
@@ -159,15 +227,17 @@ impl<'a> Reader<'a> {
             cluster,
             names,
             moment: None,
+            home: None,
         };
-        let config = blocks(README)
-            .into_iter()
-            .find(|block| block.language == "yaml")
-            .context("the README should show a configuration")?;
-        let port = format!("port={} user=postgres", reader.cluster.port());
-        let config = reader.here(&config.text).replace("user=postgres", &port);
-        dir.server_file("walden.yaml", config)?;
+        reader.configure(&yaml(README)?)?;
         Ok(reader)
+    }
+
+    /// Writes the configuration that a document shows.
+    fn configure(&self, config: &str) -> Result<()> {
+        let port = format!("port={} user=postgres", self.cluster.port());
+        let config = self.here(config).replace("user=postgres", &port);
+        self.dir.server_file("walden.yaml", config).map(drop)
     }
 
     /// A document's text with this machine's names in it.
@@ -216,7 +286,11 @@ impl<'a> Reader<'a> {
             .env("PGUSER", "postgres")
             .env("PGOPTIONS", "-c lock_timeout=30s")
             .env("WALDEN_CONFIG", self.dir.join("walden.yaml"));
-        let said = run(&mut run_as_server(shell)?)
+        let mut shell = run_as_server(shell)?;
+        if let Some(home) = &self.home {
+            shell.env("HOME", home);
+        }
+        let said = run(&mut shell)
             .with_context(|| format!("a block of the documents failed:\n{block}"))?;
         if block.contains("SELECT clock_timestamp()") {
             let moment = said.lines().find(|line| is_moment(line));
@@ -243,6 +317,15 @@ impl Drop for Reader<'_> {
             }
         }
     }
+}
+
+/// The configuration that a document shows.
+fn yaml(document: &'static str) -> Result<String> {
+    let mut blocks = blocks(document).into_iter();
+    let block = blocks.find(|block| block.language == "yaml");
+    Ok(block
+        .context("the document should show a configuration")?
+        .text)
 }
 
 /// The moment in the README's commands.
