@@ -62,6 +62,7 @@ struct Rule {
 struct State {
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<String>>,
+    unconditional: Mutex<Vec<String>>,
     headers: Mutex<Vec<String>>,
     /// Held by the one write that is under way, where it is to be the only one.
     writing: Mutex<()>,
@@ -134,6 +135,13 @@ impl FaultProxy {
     #[must_use]
     pub fn take_seen(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.state.seen))
+    }
+
+    /// The first line of each request so far that creates an object, whatever is there; then they are forgotten. (Parts, and the
+    /// beginning of an upload in parts, create none.)
+    #[must_use]
+    pub fn take_unconditional(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.state.unconditional))
     }
 
     /// The header lines of the request that came last.
@@ -209,6 +217,15 @@ fn serve(state: &State, mut client: &TcpStream, server: SocketAddr) -> io::Resul
     client.set_nodelay(true)?;
     let mut request = Head::read(&mut io::BufReader::with_capacity(1, client))?;
     lock(&state.seen).push(request.first.clone());
+    let first = &request.first;
+    let creates = match first.split(' ').next() {
+        Some("PUT") => !first.contains("partNumber="),
+        Some("POST") => first.contains("uploadId="),
+        _ => false,
+    };
+    if creates && request.value("if-none-match").is_none() {
+        lock(&state.unconditional).push(first.clone());
+    }
     lock(&state.headers).clone_from(&request.lines);
     let length: u64 = request
         .value("content-length")

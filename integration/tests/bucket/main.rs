@@ -1,6 +1,7 @@
 //! A bucket as the repository, on real object stores: the whole way round, and what happens where the store is away or refuses.
 
 mod nodes;
+mod permissions;
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -13,7 +13,7 @@ use super::site;
 #[test]
 #[ignore = "Garage takes ten minutes to build: continuous integration runs it"]
 fn one_of_three_nodes_dies_during_a_backup_and_another_during_a_restore() {
-    on_version(17, "bucket_nodes", |install, dir| nodes_die(install, dir));
+    on_version(17, "bucket_nodes", nodes_die);
 }
 
 fn nodes_die(install: &PgInstall, dir: &TestDir) -> Result<()> {
