@@ -2,6 +2,7 @@
 
 mod copy;
 mod queries;
+mod retention;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use queries::{
     ArchivedIs, ConflictsArguments, ConflictsCommand, FindArguments, ResolveArguments, WalCommand,
     WalListArguments, WalShowArguments, WindowsArguments,
 };
+pub use retention::{ExpireArguments, PinArguments, UnpinArguments};
 
 use crate::command::Place;
 use crate::config::{LogLevel, Span};
@@ -72,6 +74,12 @@ pub enum Command {
     PushMissing(PushMissingArguments),
     /// Show WAL files of one name and different content, from two servers, and say whose they are
     Conflicts(ConflictsArguments),
+    /// Remove the backups and the WAL that retention does not keep
+    Expire(ExpireArguments),
+    /// Keep a backup, whatever retention says
+    Pin(PinArguments),
+    /// Leave a pinned backup to retention again
+    Unpin(UnpinArguments),
     /// Look at archived WAL
     #[command(subcommand)]
     Wal(WalCommand),

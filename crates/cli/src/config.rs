@@ -3,6 +3,7 @@
 mod duration;
 mod error;
 mod raw;
+mod retention;
 mod s3;
 mod secrets;
 
@@ -17,6 +18,7 @@ pub use raw::{LogLevel, StandbyOnOutage};
 use raw::{RawConfig, RawRepository};
 use walden_engine::repository::{Place, RepositorySettings};
 use walden_model::ClusterName;
+use walden_model::retention::RetentionPolicy;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
 pub const DEFAULT_FILE: &str = "/etc/walden/walden.yaml";
@@ -67,6 +69,10 @@ pub struct Settings {
     pub standby_on_outage: StandbyOnOutage,
     /// `backup.wal_timeout`: how long a backup waits for its WAL to be archived.
     pub backup_wal_timeout: Duration,
+    /// `clusters.NAME.retention`, else `retention`: what `walden expire` keeps.
+    pub retention: RetentionPolicy,
+    /// `expire.abandoned_after`: how long nothing may have come of a backup without a commit document until it is taken for dead.
+    pub expire_abandoned_after: Duration,
     /// `log_level`.
     pub log_level: LogLevel,
 }
@@ -178,6 +184,12 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         fetch_ahead: raw.fetch.ahead.0.0,
         standby_on_outage: raw.fetch.standby_on_outage,
         backup_wal_timeout: raw.backup.wal_timeout.0.0,
+        retention: cluster
+            .retention
+            .or(raw.retention)
+            .unwrap_or_default()
+            .resolve(),
+        expire_abandoned_after: raw.expire.abandoned_after.0.0,
         log_level: raw.log_level,
     })
 }

@@ -6,6 +6,7 @@ pub mod config;
 mod conflicts;
 mod copy;
 pub mod exit;
+mod expire;
 pub mod fetch;
 mod find;
 mod logging;

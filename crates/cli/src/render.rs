@@ -4,6 +4,7 @@ mod backup;
 mod backups;
 mod conflicts;
 mod copy;
+mod expiry;
 mod find;
 mod plan;
 mod push_missing;
@@ -22,6 +23,7 @@ pub use backups::{backups_json, backups_table};
 use comfy_table::{Table, TableStyle};
 pub use conflicts::{conflicts_json, conflicts_page, resolved_json, resolved_page};
 pub use copy::{copy_json, copy_page};
+pub use expiry::{expiry_json, expiry_page, expiry_warnings};
 pub use find::{findings_json, findings_page};
 use jiff::Timestamp;
 pub use plan::{Destination, plan_json, plan_page};
@@ -151,8 +153,11 @@ mod tests {
         let resolved = resolved_json(&resolved).expect("JSON");
         let pushed = push_missing_json(&samples::push_missing(), false).expect("JSON");
         let backup = backup_json(&samples::taken()).expect("JSON");
+        let expiry = samples::expiry();
+        let expiry = expiry_json(&expiry.cluster.clone(), &[expiry], &[]).expect("JSON");
         for text in [
             listing, plan, segment, windows, findings, copied, pushed, backup, conflicts, resolved,
+            expiry,
         ] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }

@@ -22,7 +22,7 @@ use crate::command::{print_clap, run};
 use crate::config::{LogLevel, Settings};
 use crate::exit::common;
 use crate::problem::Problem;
-use crate::{conflicts, copy, find, logging, progress, push_missing, render, restore, wal};
+use crate::{conflicts, copy, expire, find, logging, progress, push_missing, render, restore, wal};
 
 /// Damaged blocks that are named on standard error; the commit document names more.
 const DAMAGED_SHOWN: usize = 10;
@@ -68,6 +68,9 @@ fn carry_out(
         Command::Copy(arguments) => copy::run(settings, named, &arguments),
         Command::PushMissing(arguments) => push_missing::run(settings, arguments),
         Command::Conflicts(arguments) => conflicts::run(settings, arguments),
+        Command::Expire(arguments) => expire::run_expire(settings, &arguments),
+        Command::Pin(arguments) => expire::run_pin(settings, &arguments),
+        Command::Unpin(arguments) => expire::run_unpin(settings, &arguments),
         Command::Wal(command) => wal::run(settings, command),
     }
 }

@@ -29,6 +29,8 @@ pub struct Catalog {
     pub backups: Vec<BackupRecord>,
     /// Backups that have begun and have no commit document.
     pub unfinished: Vec<UnfinishedBackup>,
+    /// Backups that are being removed: they are none any more, whatever is still there of them.
+    pub retiring: BTreeSet<BackupId>,
     /// Documents and history files that cannot be read.
     pub damaged_documents: Vec<DamagedDocument>,
     /// Segments by timeline.
@@ -149,6 +151,7 @@ impl Catalog {
             segment_size,
             backups: Vec::new(),
             unfinished: Vec::new(),
+            retiring: BTreeSet::new(),
             damaged_documents: Vec::new(),
             wal: BTreeMap::new(),
             histories: BTreeMap::new(),

@@ -75,6 +75,7 @@ fn every_document_is_read_back_as_it_was_written() {
         host: "db1".to_owned(),
         pid: 4711,
         parents: vec![],
+        wal_from: None,
         write_token: RandomId([4; 16]),
     });
     there_and_back(&backup(1, 1, 250, 420));

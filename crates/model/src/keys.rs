@@ -14,6 +14,10 @@ use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalFileName, WalSegme
 use crate::digest::{Sha256Digest, ShortDigest, parse_text};
 use crate::rollup::{Block, Level, ROLLUP_VERSION};
 
+mod removal;
+
+pub use removal::{BackupObject, RetiredKey};
+
 /// The key of the repository's root document.
 pub const ROOT_KEY: &str = "walden.json";
 

@@ -19,6 +19,7 @@ mod path;
 pub mod plan;
 pub mod records;
 pub mod resolve;
+pub mod retention;
 pub mod rollup;
 pub mod target;
 pub mod unarchived;

@@ -44,7 +44,7 @@ fn asked_for(catalog: &Catalog, timeline: TimelineId) -> Vec<(TimelineId, u64)> 
 
 /// Recovery along `timeline` from this LSN up to and with the byte `until`: the segments it reads, or `None` where it is stopped or led
 /// into another history.
-fn recover(
+pub(crate) fn recover(
     catalog: &Catalog,
     timeline: TimelineId,
     from: Lsn,
@@ -109,7 +109,7 @@ fn on_the_way(catalog: &Catalog, timeline: TimelineId, record: &BackupRecord) ->
     owner(catalog, timeline, Lsn(record.stop_lsn.0 - 1)) == record.timeline
 }
 
-fn own_wal(catalog: &Catalog, timeline: TimelineId, record: &BackupRecord) -> bool {
+pub(crate) fn own_wal(catalog: &Catalog, timeline: TimelineId, record: &BackupRecord) -> bool {
     on_the_way(catalog, timeline, record)
         && recover(
             catalog,
@@ -154,11 +154,11 @@ fn end(catalog: &Catalog, timeline: TimelineId) -> Option<Lsn> {
 }
 
 /// Hundredths of a segment.
-const LOG: u64 = 900;
+pub(crate) const LOG: u64 = 900;
 
 prop_compose! {
     /// Up to four timelines that fork anywhere, with segments missing here and there, and up to five backups.
-    fn archives()(
+    pub(crate) fn archives()(
         forks in proptest::collection::vec((any::<prop::sample::Index>(), 1..LOG - 100, any::<bool>()), 0..4),
         ends in proptest::collection::vec(prop_oneof![1 => 0_u64..4, 4 => 3_u64..12], 4),
         holes in proptest::collection::vec((0_u32..4, 0_u64..9), 0..4),

@@ -112,6 +112,9 @@ pub struct StartedDocument {
     pub pid: u32,
     /// Backups whose packs this one may name; empty for a full backup.
     pub parents: Vec<BackupId>,
+    /// No WAL before this is needed: where recovery would begin if the server crashed now. `None` where an older version took the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_from: Option<Lsn>,
     /// By which a writer recognises its own document after a lost reply.
     pub write_token: RandomId,
 }

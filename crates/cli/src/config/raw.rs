@@ -11,6 +11,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use walden_model::{ClusterName, RandomId};
 
 use super::duration::Span;
+use super::retention::{RawExpire, RawRetention};
 use super::s3::RawS3;
 
 /// The whole file.
@@ -27,6 +28,9 @@ pub(super) struct RawConfig {
     pub fetch: RawFetch,
     #[serde(default)]
     pub backup: RawBackup,
+    pub retention: Option<RawRetention>,
+    #[serde(default)]
+    pub expire: RawExpire,
     #[serde(default)]
     pub log_level: LogLevel,
 }
@@ -39,6 +43,7 @@ pub(super) struct RawCluster {
     pub primary_connection: Option<String>,
     pub pg_bin_dir: Option<Text<AbsolutePath>>,
     pub spool_dir: Option<Text<AbsolutePath>>,
+    pub retention: Option<RawRetention>,
 }
 
 /// Clusters in the order of the file. Not a map type, because those silently keep the last of two equal names.

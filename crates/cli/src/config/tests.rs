@@ -4,6 +4,7 @@ use std::time::Duration;
 use walden_engine::repository::{
     Checksums, CreateOnly, ObjectLock, ObjectLockMode, S3Credentials, S3Settings, ServerEncryption,
 };
+use walden_model::retention::RetentionPolicy;
 
 use super::*;
 use crate::problem::Problem;
@@ -61,6 +62,8 @@ fn what_is_not_said_has_its_documented_default() {
         fetch_ahead: 8,
         standby_on_outage: StandbyOnOutage::Wait,
         backup_wal_timeout: Duration::from_secs(600),
+        retention: RetentionPolicy::default(),
+        expire_abandoned_after: Duration::from_secs(86_400),
         log_level: LogLevel::Info,
     };
     assert_eq!(
@@ -100,8 +103,16 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
         "the example shows the defaults"
     );
     assert_eq!(
-        (said.backup_wal_timeout, said.log_level),
-        (default.backup_wal_timeout, default.log_level)
+        (
+            said.backup_wal_timeout,
+            said.expire_abandoned_after,
+            said.log_level
+        ),
+        (
+            default.backup_wal_timeout,
+            default.expire_abandoned_after,
+            default.log_level
+        )
     );
 
     // The keys that are commented out are good too.
@@ -122,6 +133,7 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             && said.pg_bin_dir.is_some()
             && said.spool_dir.is_some()
             && said.repository.id.is_some()
+            && !said.retention.is_empty()
             && said.repositories.len() == 2,
         "every optional key of a cluster and of a repository is in the example: {said:?}"
     );
@@ -167,6 +179,8 @@ compression: { level: 19 }
 push: { deadline: 2min, ahead: 64, backlog_level: -3, optional_wait: 1s }
 fetch: { retry_for: 500ms, ahead: 0, standby_on_outage: stop }
 backup: { wal_timeout: 1h }
+retention: { full: 3, days: 9, window: 7d, daily: 1, weekly: 2, monthly: 3, yearly: 4, minimum: 2 }
+expire: { abandoned_after: 2h }
 log_level: debug
 ",
     );
@@ -189,7 +203,46 @@ log_level: debug
     assert_eq!(settings.fetch_ahead, 0);
     assert_eq!(settings.standby_on_outage, StandbyOnOutage::Stop);
     assert_eq!(settings.backup_wal_timeout, Duration::from_secs(3600));
+    let week = jiff::SignedDuration::from_hours(24 * 7);
+    assert_eq!(
+        settings.retention,
+        RetentionPolicy {
+            full: Some(3),
+            days: Some(9),
+            window: Some(week),
+            daily: Some(1),
+            weekly: Some(2),
+            monthly: Some(3),
+            yearly: Some(4),
+            minimum: 2,
+        }
+    );
+    assert_eq!(
+        settings.expire_abandoned_after,
+        Duration::from_secs(2 * 3600)
+    );
     assert_eq!(settings.log_level, LogLevel::Debug);
+}
+
+#[test]
+fn a_clusters_own_retention_is_in_the_place_of_the_common_one() {
+    let text = "\
+clusters: { one: { retention: { daily: 3 } }, two: }
+repositories: [ { name: here, path: /r } ]
+retention: { full: 2, minimum: 2 }
+";
+    let of = |cluster| {
+        let settings = resolve(Path::new(FILE), text, Some(cluster));
+        settings.expect("a configuration").retention
+    };
+    assert_eq!(
+        (of("one").daily, of("one").full, of("one").minimum),
+        (Some(3), None, 1)
+    );
+    assert_eq!(
+        (of("two").daily, of("two").full, of("two").minimum),
+        (None, Some(2), 2)
+    );
 }
 
 #[test]
@@ -205,12 +258,12 @@ fn an_unknown_key_names_its_line_and_the_nearest_key() {
     assert_eq!(
         complaint(&SMALL.replace("pgdata", "pgdta"), None),
         "error: /etc/walden/walden.yaml, line 3: unknown key \"pgdta\" in clusters.main\n\
-         hint: did you mean \"pgdata\"? Known here: pgdata, connection, primary_connection, pg_bin_dir, spool_dir\n"
+         hint: did you mean \"pgdata\"? Known here: pgdata, connection, primary_connection, pg_bin_dir, spool_dir, retention\n"
     );
     assert_eq!(
         complaint(&format!("{SMALL}\ncompresion: {{ level: 3 }}\n"), None),
         "error: /etc/walden/walden.yaml, line 8: unknown key \"compresion\"\n\
-         hint: did you mean \"compression\"? Known here: clusters, repositories, compression, push, fetch, backup, log_level\n"
+         hint: did you mean \"compression\"? Known here: clusters, repositories, compression, push, fetch, backup, retention, expire, log_level\n"
     );
     assert_eq!(
         complaint(
@@ -237,6 +290,10 @@ fn a_value_that_can_not_be_meant_names_its_line() {
         (
             format!("{SMALL}compression: {{ level: 20 }}\n"),
             "line 7: compression.level: 20 is not a compression level: write 1 (fastest) to 19 (smallest)",
+        ),
+        (
+            format!("{SMALL}retention: {{ minimum: 0 }}\n"),
+            "line 7: retention.minimum: 0 is not a number of things to keep: write 1 to 100000, or leave the key out",
         ),
         (
             format!("{SMALL}push:\n  deadline: 50\n"),

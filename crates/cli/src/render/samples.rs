@@ -1,6 +1,7 @@
 //! Values for the tests of what is rendered.
 
 mod copied;
+mod expiry;
 mod found;
 mod missing;
 mod wal;
@@ -18,6 +19,7 @@ use walden_pg::history::TimelineSpan;
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 
 pub use copied::copied;
+pub use expiry::expiry;
 pub use found::{findings, newest, now, windows};
 pub use missing::{conflicts, push_missing, resolved};
 pub use wal::{archived_wal, shown_segment};

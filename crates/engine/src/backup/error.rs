@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use walden_model::names::NameEntryError;
+use walden_model::retention::RetirementConflict;
 use walden_model::{ClusterName, FileEntryError};
 use walden_pg::{SegmentName, WalFileName, WalSegmentSize};
 
@@ -127,6 +128,9 @@ pub enum BackupError {
         /// The segment.
         segment: SegmentName,
     },
+    /// What the backup needs is being removed.
+    #[error("the backup is not committed")]
+    Retired(#[from] RetirementConflict),
     /// The stream is of another cluster.
     #[error("the stream is of system identifier {found}, expected {expected}")]
     OtherSystem {

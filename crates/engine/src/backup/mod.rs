@@ -40,7 +40,7 @@ pub use stream::{Extra, StreamError};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositorySettings};
 use crate::side_by_side::side_by_side;
-use crate::{catalog, host, index, pipeline};
+use crate::{catalog, host, index, pipeline, retired};
 use child::BaseBackup;
 use content::{ObjectWriter, Packs};
 use input::Input;
@@ -150,11 +150,19 @@ pub async fn backup(
         host: host::host_name(),
         pid: std::process::id(),
         parents: Vec::new(),
+        wal_from: Some(facts.redo),
         write_token,
     };
     targets
         .put_document(&keys.started(&backup), &started)
         .await?;
+    // Now that it stands, whoever removes sees it; what was being removed before is seen here.
+    for target in targets.whole() {
+        if let Err(e) = retired::check(&target.repository, &keys, &started).await {
+            target.fail(e);
+        }
+    }
+    targets.any()?;
     let writer = ObjectWriter {
         targets: targets.clone(),
         keys: keys.clone(),
@@ -207,7 +215,13 @@ pub async fn backup(
             progress: progress.as_ref(),
             repository: name,
         };
-        let commit = commit(&target.repository, &keys, &record, request, progress);
+        let commit = commit(
+            &target.repository,
+            &keys,
+            (&started, &record),
+            request,
+            progress,
+        );
         (target.required, commit)
     });
     let commits: Vec<_> = commits.collect();
@@ -246,11 +260,12 @@ pub async fn backup(
 async fn commit(
     repository: &Repository,
     keys: &SystemKeys,
-    record: &BackupRecord,
+    (started, record): (&StartedDocument, &BackupRecord),
     request: &BackupRequest,
     progress: wal::Told<'_>,
 ) -> Result<(), BackupError> {
     wal::prove(repository, keys, record, request, progress).await?;
+    retired::check(repository, keys, started).await?;
     // The commit point: before it there is no backup here, after it there is one.
     let key = keys.commit(&record.backup_id);
     Ok(repository.put_document(&key, record).await?)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config, NoTls, Row, RowStream};
 use walden_model::Snapshot;
-use walden_pg::{SystemIdentifier, TimelineId};
+use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
 use super::stream::Extra;
 
@@ -78,6 +78,8 @@ pub struct ServerFacts {
     pub in_recovery: bool,
     /// The timeline that it writes, or replays.
     pub timeline: TimelineId,
+    /// Where its recovery would begin if it crashed now (`pg_control`): no backup of it begins before.
+    pub redo: Lsn,
     /// The data directory, on the server.
     pub data_directory: String,
     /// `wal_level`.
@@ -235,7 +237,8 @@ impl Server {
                  (SELECT sum(pg_tablespace_size(oid))::int8 FROM pg_tablespace), \
                  CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::int8 FROM pg_control_checkpoint()) \
                  ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 END, \
-                 coalesce((SELECT setting FROM pg_settings WHERE name = 'data_directory'), 'PGDATA')",
+                 coalesce((SELECT setting FROM pg_settings WHERE name = 'data_directory'), 'PGDATA'), \
+                 (SELECT redo_lsn::text FROM pg_control_checkpoint())",
             )
             .await?;
         let number = |column: usize| -> Result<i64, ServerError> { get(&row, column, WHAT) };
@@ -268,6 +271,13 @@ impl Server {
             size: number(11)? as u64,
             timeline: TimelineId(narrow(12)?),
             data_directory: get(&row, 13, WHAT)?,
+            redo: {
+                let text: String = get(&row, 14, WHAT)?;
+                text.parse().map_err(|_| ServerError::Nonsense {
+                    what: WHAT,
+                    value: text,
+                })?
+            },
             tablespaces: tablespaces
                 .iter()
                 .map(|row| {

@@ -16,6 +16,7 @@ use walden_model::{
 use walden_pg::SystemIdentifier;
 
 use crate::repository::{Repository, RepositoryError, Trouble};
+use crate::retired;
 
 /// Documents that are read at the same time.
 const LANES: usize = 8;
@@ -218,6 +219,11 @@ async fn load_one(
     let (loader, mut catalog) = Loader::new(repository, cluster, identity);
     // Commit documents first, then what they name: a backup that is committed meanwhile shows as running, never as incomplete.
     let closed = loader.commits(&mut catalog).await?;
+    catalog.retiring = retired::backups(repository, &loader.keys).await?;
+    let Catalog {
+        backups, retiring, ..
+    } = &mut catalog;
+    backups.retain(|record| !retiring.contains(&record.backup_id));
     loader.backups(&mut catalog, &closed).await?;
     loader.wal(&mut catalog).await?;
     Ok(catalog)
@@ -366,7 +372,7 @@ impl<'a> Loader<'a> {
         let open: BTreeSet<BackupId> = objects
             .iter()
             .filter_map(|object| self.keys.parse_backup(object.key.as_str()))
-            .filter(|id| !closed.contains(id))
+            .filter(|id| !closed.contains(id) && !catalog.retiring.contains(id))
             .collect();
         let read = stream::iter(open)
             .map(|id| async move {

@@ -48,6 +48,7 @@ async fn original() -> Bed {
             host: "db".into(),
             pid: 1,
             parents: vec![],
+            wal_from: None,
             write_token: RandomId([9; 16]),
         };
         let key = bed.keys.started(&id);

@@ -24,6 +24,7 @@ async fn backups_in_every_state_are_told_apart() {
             host: "db".into(),
             pid: 1,
             parents: Vec::new(),
+            wal_from: None,
             write_token: RandomId([4; 16]),
         };
         bed.repository
