@@ -365,9 +365,10 @@ impl<'a> Run<'a> {
                 modified: Timestamp::UNIX_EPOCH,
             }));
         }
-        removed
-            .remove(self.repository, stream::iter(objects))
-            .await
-            .map(drop)
+        // One's own notes are nothing that was removed from the archive.
+        let (objects_before, bytes_before) = (removed.objects, removed.bytes);
+        let kept = removed.remove(self.repository, stream::iter(objects)).await;
+        (removed.objects, removed.bytes) = (objects_before, bytes_before);
+        kept.map(drop)
     }
 }
