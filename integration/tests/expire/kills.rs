@@ -33,10 +33,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What stands of the archive beside what expiry writes about itself.
+/// What stands of the archive beside what expiry writes about itself. A note on WAL of a run that was killed stays for a day, because nobody
+/// can tell whether that run is still at work.
 fn archive(site: &Site<'_>) -> Result<BTreeSet<String>> {
     let mut objects = objects(site)?;
-    objects.retain(|key| !key.contains("/events/"));
+    objects.retain(|key| !key.contains("/events/") && !key.contains("/retired/wal/"));
     Ok(objects)
 }
 
