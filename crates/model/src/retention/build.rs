@@ -245,10 +245,13 @@ fn by_time(candidates: &mut [Candidate<'_>], facts: &ExpireFacts<'_>, reference:
     }
 }
 
+/// The period in which a day lies.
+type Period = fn(Date) -> (i16, i16);
+
 /// Grandfather, father, son: the last good backup of each period. What comes from the future by its clock takes no period's place.
 fn by_period(candidates: &mut [Candidate<'_>], facts: &ExpireFacts<'_>) {
     let policy = facts.policy;
-    let rules: [(Option<u32>, Reason, fn(Date) -> (i16, i16)); 4] = [
+    let rules: [(Option<u32>, Reason, Period); 4] = [
         (policy.daily, Reason::Daily, |date| {
             (date.year(), date.day_of_year())
         }),
