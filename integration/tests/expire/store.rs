@@ -92,7 +92,7 @@ fn bucket(install: &PgInstall, dir: &TestDir, server: &S3Server) -> Result<()> {
     let new = site.backup(&[])?.id;
     site.archive_all()?;
 
-    proxy.take_seen();
+    drop(proxy.take_seen());
     proxy.fault(
         "DELETE",
         &format!("commits/{old}"),
