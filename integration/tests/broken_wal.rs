@@ -31,6 +31,7 @@ fn a_record_across_two_segments_that_was_damaged_ends_recovery_too() {
 fn told(site: &Site<'_>) -> Result<SystemWindows> {
     let request = ListRequest {
         repository: RepositorySettings {
+            keys: Default::default(),
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,

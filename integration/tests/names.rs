@@ -433,6 +433,7 @@ fn database_oid(client: &mut impl postgres::GenericClient) -> Result<u32> {
 
 fn newest(site: &Site<'_>) -> Result<(SystemKeys, BackupRecord, Repository)> {
     let settings = RepositorySettings {
+        keys: Default::default(),
         name: "here".to_owned(),
         place: Place::Folder(site.repository()),
         id: None,

@@ -38,6 +38,7 @@ fn a_backup_rolls_the_index_up() {
 fn request(site: &Site<'_>) -> Result<ListRequest> {
     Ok(ListRequest {
         repository: RepositorySettings {
+            keys: Default::default(),
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,

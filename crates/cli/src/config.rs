@@ -1,6 +1,7 @@
 //! The configuration file: found, read, and turned from what it says into what it means.
 
 mod duration;
+mod encryption;
 mod error;
 mod raw;
 mod retention;
@@ -16,6 +17,7 @@ pub use duration::{BadSpan, Span};
 pub use error::ConfigError;
 pub use raw::{LogLevel, StandbyOnOutage};
 use raw::{RawConfig, RawRepository};
+use walden_engine::encryption::AgeKeys;
 use walden_engine::repository::{Place, RepositorySettings};
 use walden_model::ClusterName;
 use walden_model::retention::RetentionPolicy;
@@ -156,7 +158,13 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
     let secret = secrets::in_clusters(&clusters);
     let (name, cluster) = clusters.swap_remove(chosen);
     let path = |path: Option<raw::Text<raw::AbsolutePath>>| path.map(|path| path.0.0);
-    let repositories = resolve_repositories(file, raw.repositories.unwrap_or_default())?;
+    let keys = raw.encryption.resolve();
+    let keys = keys.map_err(|message| ConfigError::Invalid {
+        file: file.to_owned(),
+        line: None,
+        message,
+    })?;
+    let repositories = resolve_repositories(file, raw.repositories.unwrap_or_default(), &keys)?;
     let Some(repository) = repositories.first().cloned() else {
         return Err(ConfigError::Missing {
             file: file.to_owned(),
@@ -198,10 +206,11 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
 fn resolve_repositories(
     file: &Path,
     raw: Vec<RawRepository>,
+    keys: &AgeKeys,
 ) -> Result<Vec<RepositorySettings>, ConfigError> {
     let mut repositories: Vec<RepositorySettings> = Vec::new();
     for (raw, at) in raw.into_iter().zip(0..) {
-        let new = resolve_repository(file, raw, at)?;
+        let new = resolve_repository(file, raw, at, keys)?;
         for known in &repositories {
             if known.name == new.name {
                 return Err(ConfigError::SameName {
@@ -233,6 +242,7 @@ fn resolve_repository(
     file: &Path,
     repository: RawRepository,
     at: usize,
+    keys: &AgeKeys,
 ) -> Result<RepositorySettings, ConfigError> {
     let missing = |key| ConfigError::Missing {
         file: file.to_owned(),
@@ -262,6 +272,7 @@ fn resolve_repository(
         place,
         id: repository.id.map(|id| id.0),
         required: repository.required.unwrap_or(true),
+        keys: keys.clone(),
     })
 }
 

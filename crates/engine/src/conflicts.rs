@@ -16,7 +16,7 @@ use walden_model::{
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, WalFileName};
 
 use crate::catalog::{self, CatalogError, InConflict};
-use crate::codec::Expected;
+use crate::codec::{Expected, keyed};
 use crate::event;
 use crate::host;
 use crate::index::unless_unusable;
@@ -517,13 +517,21 @@ pub async fn resolve(
                         key: side.key.clone(),
                     })
             };
+            let archive_id = place.identity.archive_id;
+            // The word stands in clear: of an encrypted file it tells the keyed digest.
+            let named = |content: Sha256Digest, piece: Option<ShortDigest>| match piece {
+                Some(piece) if piece != content.short() => {
+                    Sha256Digest(keyed(archive_id, &content).0)
+                }
+                _ => content,
+            };
+            let archived = found.archived.map(|digest| digest.short());
             let resolved = Resolved {
                 file: request.file,
-                archived: digest(&conflict.archived)?,
-                aside: digest(&conflict.aside)?,
+                archived: named(digest(&conflict.archived)?, archived),
+                aside: named(digest(&conflict.aside)?, Some(found.aside)),
                 archived_is: request.archived_is,
             };
-            let archive_id = place.identity.archive_id;
             let event = event::append(&place.repository, &place.keys, archive_id, resolved).await?;
             written.push((place.repository.name().to_owned(), event));
         }

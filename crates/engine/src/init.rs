@@ -200,6 +200,11 @@ pub enum InitError {
 /// Where the cluster is registered nowhere afterwards, or may not be. What fails in one repository alone stands in the report.
 pub async fn init(request: &InitRequest) -> Result<InitReport, InitError> {
     let facts = Facts::read(&request.pgdata)?;
+    for settings in &request.repositories {
+        // Those that a person cannot have meant are refused before anything is made.
+        let recipients = settings.keys.recipients();
+        recipients.map_err(RepositoryError::Recipients)?;
+    }
     if let Some(only) = &request.only
         && !request.repositories.iter().any(|known| known.name == *only)
     {
@@ -466,7 +471,14 @@ impl Facts {
             pg_version: self.major,
             created_at: Timestamp::now(),
             host: host::host_name(),
-            encryption: Encryption::None,
+            encryption: match request
+                .repositories
+                .iter()
+                .any(|known| known.keys.encrypts())
+            {
+                true => Encryption::Age,
+                false => Encryption::None,
+            },
         }
     }
 

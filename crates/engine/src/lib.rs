@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod codec;
 pub mod conflicts;
 pub mod copy;
+pub mod encryption;
 pub mod event;
 pub mod expire;
 pub mod fetch;

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use walden_model::unarchived::{Compared, Fate, LocalWal, UnarchivedPlan, UnknownTimeline};
-use walden_model::{Catalog, ClusterName, SegmentRange, SystemKeys, WalName};
+use walden_model::{Catalog, ClusterName, SegmentRange, Sha256Digest, SystemKeys, WalName};
 use walden_pg::control::{ControlFile, ControlFileError};
 use walden_pg::history::TimelineHistory;
 use walden_pg::{LongPageHeader, SystemIdentifier, TimelineId, WalFileName, WalSegmentSize};
 
 use crate::catalog::{self, MAX_HISTORY};
+use crate::codec::keyed;
 use crate::host;
 use crate::push::{self, Ahead, PushError, PushReport, PushRequest};
-use crate::repository::{Repository, RepositoryError, RepositorySettings, Trouble};
+use crate::repository::{End, Repository, RepositoryError, RepositorySettings, Trouble};
 
 /// Files that are compared at the same time.
 const LANES: usize = 4;
@@ -334,9 +335,15 @@ pub(crate) async fn compare(
         cluster: catalog.cluster.clone(),
         system: catalog.system_identifier,
     };
-    let key = keys.wal(&WalName::new(file, &digest));
-    Ok(Some(match repository.read_tail(&key).await {
-        Ok((_, read)) if read.tail.sha256 == Some(digest) => Compared::Same,
+    let ours = keyed(catalog.archive_id, &digest);
+    let named = match repository.keys().encrypts() {
+        true => Sha256Digest(ours.0),
+        false => digest,
+    };
+    let key = keys.wal(&WalName::new(file, &named));
+    Ok(Some(match repository.read_end(&key).await {
+        Ok((_, End::Tail(read))) if read.tail.sha256 == Some(digest) => Compared::Same,
+        Ok((_, End::Seal(seal))) if seal.content_hmac == Some(ours) => Compared::Same,
         Ok(_) => Compared::Different,
         Err(e) => match e.trouble() {
             Trouble::Absent => Compared::Absent,

@@ -1,12 +1,13 @@
 //! A repository as the verbs see it: documents and framed objects over an object store.
 
+mod reading;
+mod sealing;
 mod settings;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
-use tokio::sync::mpsc;
 use walden_model::document::{self, MAX_DOCUMENT};
 use walden_model::keys::{self, ROOT_KEY};
 use walden_model::{
@@ -14,7 +15,7 @@ use walden_model::{
     Sha256Digest, Tail,
 };
 use walden_pg::SystemIdentifier;
-use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind, Upload};
+use walden_store::{Key, LocalStore, ObjectStore, PutMode, StoreError, StoreErrorKind};
 
 #[cfg(feature = "s3")]
 pub(crate) use self::settings::open_bucket;
@@ -24,14 +25,11 @@ pub use walden_store::{
     Checksums, CreateOnly, ObjectLock, ObjectLockMode, S3Credentials, S3Settings, ServerEncryption,
 };
 
-use crate::codec::{
-    CodecError, DecodedObject, Expected, FrameCompressor, ObjectDecoder, ReadTail, encode_head,
-    encode_tail, tail_of,
-};
+pub use self::reading::End;
+pub use self::sealing::ObjectEncoder;
+use crate::codec::{CodecError, Expected, FrameCompressor, encode_head, encode_tail};
+use crate::encryption::{AgeKeys, KeyError};
 use crate::host;
-
-/// First guess at a tail's length; a longer one costs a second request.
-const TAIL_GUESS: u64 = 16 * 1024;
 
 /// Content of one frame of an object that is written from memory.
 const FRAME: usize = 1 << 20;
@@ -43,6 +41,9 @@ pub struct Repository {
     id: Option<RandomId>,
     in_bucket: bool,
     store: Arc<dyn ObjectStore>,
+    keys: AgeKeys,
+    /// An encrypted object was met, and there is nothing to open it with.
+    locked: Arc<AtomicBool>,
 }
 
 /// Why a repository did not give or take something.
@@ -147,6 +148,20 @@ pub enum RepositoryError {
         #[source]
         source: CodecError,
     },
+    /// An archive of encrypted objects, and nobody to encrypt for.
+    #[error(
+        "cluster \"{cluster}\" is registered in repository \"{name}\" as encrypted, and the configuration names no recipients: nothing is \
+         written there in clear. Set encryption.recipients"
+    )]
+    NoRecipients {
+        /// The repository.
+        name: String,
+        /// The cluster.
+        cluster: ClusterName,
+    },
+    /// The recipients cannot be had.
+    #[error("cannot encrypt for the recipients that the configuration names")]
+    Recipients(#[source] KeyError),
     /// The one who took the content failed.
     #[error("the content of {key} could not be taken over")]
     Sink {
@@ -203,14 +218,20 @@ impl RepositoryError {
             RepositoryError::NoRoot { .. } => Trouble::Outage,
             RepositoryError::Settings { .. }
             | RepositoryError::OtherArchive { .. }
-            | RepositoryError::NoRepository => Trouble::Configuration,
+            | RepositoryError::NoRepository
+            | RepositoryError::NoRecipients { .. }
+            | RepositoryError::Recipients(_) => Trouble::Configuration,
             // Who takes content refuses with this what cannot be right.
             RepositoryError::Sink { source, .. }
                 if source.kind() == std::io::ErrorKind::InvalidData =>
             {
                 Trouble::Damage
             }
-            RepositoryError::Object { source, .. } if source.needs_newer() => {
+            RepositoryError::Object {
+                source: CodecError::Keys(keys),
+                ..
+            } if keys.is_passing() => Trouble::Outage,
+            RepositoryError::Object { source, .. } if source.needs_other_reader() => {
                 Trouble::Configuration
             }
             RepositoryError::Document {
@@ -257,6 +278,8 @@ impl Repository {
             id: settings.id,
             in_bucket: !matches!(settings.place, Place::Folder(_)),
             store,
+            keys: settings.keys.clone(),
+            locked: Arc::default(),
         })
     }
 
@@ -268,6 +291,8 @@ impl Repository {
             id: None,
             in_bucket: false,
             store,
+            keys: AgeKeys::default(),
+            locked: Arc::default(),
         }
     }
 
@@ -428,122 +453,6 @@ impl Repository {
             .map_err(|e| self.failed(e))
     }
 
-    /// Reads a framed object from beginning to end on a blocking thread, giving its content to `sink`.
-    ///
-    /// What `sink` got is proven only once this returns `Ok`. `NotFound` is [`Trouble::Absent`]. A sink that refuses content as damaged says
-    /// so with [`std::io::ErrorKind::InvalidData`].
-    pub async fn read_object<S>(
-        &self,
-        key: &str,
-        expected: Expected,
-        sink: S,
-    ) -> Result<DecodedObject, RepositoryError>
-    where
-        S: FnMut(Vec<u8>) -> std::io::Result<()> + Send + 'static,
-    {
-        match self.pass(key, expected, sink, None).await {
-            Ok(object) => Ok(object),
-            Err(PassError::From(e)) => Err(e),
-            Err(PassError::To(e)) => Err(self.failed(e)),
-        }
-    }
-
-    /// Reads a framed object as [`Repository::read_object`] does, and gives its stored bytes, as they are, to `upload`. Only once this returns
-    /// `Ok` is it proven what `upload` got.
-    pub async fn pass_object(
-        &self,
-        key: &str,
-        expected: Expected,
-        upload: &mut dyn Upload,
-    ) -> Result<DecodedObject, PassError> {
-        self.pass(key, expected, |_| Ok(()), Some(upload)).await
-    }
-
-    async fn pass<S>(
-        &self,
-        key: &str,
-        expected: Expected,
-        mut sink: S,
-        mut upload: Option<&mut dyn Upload>,
-    ) -> Result<DecodedObject, PassError>
-    where
-        S: FnMut(Vec<u8>) -> std::io::Result<()> + Send + 'static,
-    {
-        let from = PassError::From;
-        let (_, mut stream) = self
-            .store
-            .get(&self.key(key).map_err(from)?)
-            .await
-            .map_err(|e| from(self.failed(e)))?;
-        let (send, mut receive) = mpsc::channel::<Bytes>(4);
-        let decoding = tokio::task::spawn_blocking(move || {
-            let mut decoder = ObjectDecoder::new(expected);
-            let mut out = |content| sink(content).map_err(ReadError::Sink);
-            while let Some(chunk) = receive.blocking_recv() {
-                decoder.feed(&chunk, &mut out)?;
-            }
-            decoder.finish(&mut out)
-        });
-        let mut lost = None;
-        while let Some(chunk) = stream.next().await {
-            match chunk {
-                // The decoder hangs up only when it has an error of its own to give.
-                Ok(chunk) => {
-                    if send.send(chunk.clone()).await.is_err() {
-                        break;
-                    }
-                    if let Some(upload) = &mut upload {
-                        upload.write(chunk).await.map_err(PassError::To)?;
-                    }
-                }
-                Err(e) => {
-                    lost = Some(e);
-                    break;
-                }
-            }
-        }
-        drop(send);
-        let decoded = decoding.await.map_err(|source| {
-            from(RepositoryError::Internal {
-                key: key.to_owned(),
-                source,
-            })
-        })?;
-        let error = match (lost, decoded) {
-            (None, Ok(object)) => return Ok(object),
-            (Some(e), _) => self.failed(e),
-            (None, Err(ReadError::Codec(source))) => RepositoryError::Object {
-                key: key.to_owned(),
-                source,
-            },
-            (None, Err(ReadError::Sink(source))) => RepositoryError::Sink {
-                key: key.to_owned(),
-                source,
-            },
-        };
-        Err(from(error))
-    }
-
-    /// Reads a framed object whose content fits into memory; one with more than `most` bytes is refused.
-    pub async fn read_small(
-        &self,
-        key: &str,
-        expected: Expected,
-        most: usize,
-    ) -> Result<Vec<u8>, RepositoryError> {
-        let (send, received) = std::sync::mpsc::channel::<Vec<u8>>();
-        let mut size = 0;
-        let sink = move |content: Vec<u8>| {
-            size += content.len();
-            if size > most {
-                return Err(std::io::Error::other(format!("more than {most} bytes")));
-            }
-            send.send(content).map_err(std::io::Error::other)
-        };
-        self.read_object(key, expected, sink).await?;
-        Ok(received.try_iter().flatten().collect())
-    }
-
     /// Writes a framed object whose content fits into memory, create-only.
     pub async fn put_small(
         &self,
@@ -561,37 +470,11 @@ impl Repository {
             key: key.to_owned(),
             source,
         })?;
+        let stored = self.sealed(key, encoded.map_err(failed)?).await?;
         self.store
-            .put(
-                &self.key(key)?,
-                encoded.map_err(failed)?.into(),
-                PutMode::Create,
-            )
+            .put(&self.key(key)?, stored, PutMode::Create)
             .await
             .map_err(|e| self.failed(e))
-    }
-
-    /// Reads a framed object's tail, and its stored size.
-    pub async fn read_tail(&self, key: &str) -> Result<(u64, ReadTail), RepositoryError> {
-        let damaged = |source| RepositoryError::Object {
-            key: key.to_owned(),
-            source,
-        };
-        let mut guess = TAIL_GUESS;
-        loop {
-            let (meta, suffix) = self
-                .store
-                .get_suffix(&self.key(key)?, guess)
-                .await
-                .map_err(|e| self.failed(e))?;
-            match tail_of(&suffix).map_err(damaged)? {
-                Ok(tail) => return Ok((meta.size, tail)),
-                Err(needed) if (needed as u64) > guess && needed as u64 <= meta.size => {
-                    guess = needed as u64
-                }
-                Err(_) => return Err(damaged(CodecError::Truncated { what: "the tail" })),
-            }
-        }
     }
 }
 
@@ -622,15 +505,4 @@ pub(crate) fn encode_small(
     }
     object.extend_from_slice(&encode_tail(&tail)?.0);
     Ok(object)
-}
-
-enum ReadError {
-    Codec(CodecError),
-    Sink(std::io::Error),
-}
-
-impl From<CodecError> for ReadError {
-    fn from(error: CodecError) -> Self {
-        ReadError::Codec(error)
-    }
 }

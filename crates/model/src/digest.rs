@@ -62,7 +62,9 @@ impl fmt::Debug for Sha256Digest {
 
 /// A text that is not a digest as the repository writes them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a digest (expected sha256: and 64 lower-case hexadecimal digits)")]
+#[error(
+    "{0:?} is not a digest (expected sha256: or hmac-sha256:, and 64 lower-case hexadecimal digits)"
+)]
 pub struct BadDigest(String);
 
 impl FromStr for Sha256Digest {
@@ -82,6 +84,50 @@ impl Serialize for Sha256Digest {
 }
 
 impl<'de> Deserialize<'de> for Sha256Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_text(deserializer)
+    }
+}
+
+/// An HMAC-SHA256 of a content's SHA-256, by which the same content is known without being told. As text `hmac-sha256:` and 64 lower-case
+/// hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyedDigest(pub [u8; 32]);
+
+impl KeyedDigest {
+    const ALGORITHM: &str = "hmac-sha256:";
+
+    /// The first eight bytes: the piece that stands in the keys of encrypted partial and quarantined WAL files.
+    #[must_use]
+    pub fn short(&self) -> ShortDigest {
+        Sha256Digest(self.0).short()
+    }
+}
+
+impl fmt::Display for KeyedDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", Self::ALGORITHM, hex_of(&self.0))
+    }
+}
+
+impl FromStr for KeyedDigest {
+    type Err = BadDigest;
+
+    fn from_str(text: &str) -> Result<Self, BadDigest> {
+        text.strip_prefix(Self::ALGORITHM)
+            .and_then(Sha256Digest::from_hex)
+            .map(|digest| Self(digest.0))
+            .ok_or_else(|| BadDigest(text.chars().take(100).collect()))
+    }
+}
+
+impl Serialize for KeyedDigest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyedDigest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         parse_text(deserializer)
     }

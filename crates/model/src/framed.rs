@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::digest::Sha256Digest;
+use crate::digest::{KeyedDigest, Sha256Digest};
 use crate::document::{DocumentError, FORMAT, check_version};
 use crate::index::SegmentIndex;
 use crate::records::RandomId;
@@ -38,6 +38,9 @@ impl fmt::Display for HeadKind {
         })
     }
 }
+
+/// The feature of objects that are encrypted with age.
+const AGE: &str = "age";
 
 /// The program that wrote an object, so that a conflict can name both sides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +109,20 @@ impl Head {
         }
     }
 
+    /// The head that stands in clear before the object of this head, once that is encrypted.
+    #[must_use]
+    pub fn envelope(&self) -> Self {
+        let mut envelope = self.clone();
+        envelope.required_features.push(AGE.to_owned());
+        envelope
+    }
+
+    /// Whether what follows is an encrypted object, which has a head of its own.
+    #[must_use]
+    pub fn is_envelope(&self) -> bool {
+        self.required_features.iter().any(|feature| feature == AGE)
+    }
+
     /// The JSON of the metadata frame.
     ///
     /// # Errors
@@ -126,8 +143,40 @@ impl Head {
         }
         // First, because a later version may have changed everything else.
         let versions: Versions = serde_json::from_slice(json).map_err(malformed("head"))?;
-        check_version(versions.format, &versions.required_features)?;
+        let features = versions.required_features.into_iter();
+        let features: Vec<_> = features.filter(|feature| feature != AGE).collect();
+        check_version(versions.format, &features)?;
         serde_json::from_slice(json).map_err(malformed("head"))
+    }
+}
+
+/// An encrypted object's end, in clear: what proves its bytes, and tells its content from other content, to those who cannot open it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// Bytes before the seal.
+    pub size: u64,
+    /// Their digest.
+    pub sha256: Sha256Digest,
+    /// Of a WAL file's content: HMAC-SHA256, with the archive's id as the key, of its SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_hmac: Option<KeyedDigest>,
+}
+
+impl Seal {
+    /// The JSON of the metadata frame.
+    ///
+    /// # Errors
+    /// [`DocumentError::Unwritable`].
+    pub fn encode(&self) -> Result<Vec<u8>, DocumentError> {
+        serde_json::to_vec(self).map_err(DocumentError::Unwritable)
+    }
+
+    /// Reads the JSON of a metadata frame whose digest fits.
+    ///
+    /// # Errors
+    /// JSON of another shape.
+    pub fn decode(json: &[u8]) -> Result<Self, DocumentError> {
+        serde_json::from_slice(json).map_err(malformed("seal"))
     }
 }
 

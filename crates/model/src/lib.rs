@@ -28,11 +28,11 @@ pub mod windows;
 
 pub use catalog::{Catalog, DamagedDocument, MissingHistory, UnfinishedBackup, Window};
 pub use coverage::{Break, Gap, TimelineWal};
-pub use digest::{Sha256Digest, ShortDigest};
+pub use digest::{KeyedDigest, Sha256Digest, ShortDigest};
 pub use document::{Document, DocumentError};
 pub use event::{Event, EventBody, Resolved, Verified, VerifyMode, Whose};
 pub use file_map::{Extent, FileBody, FileContent, FileEntry, FileEntryError};
-pub use framed::{FrameEntry, Head, HeadKind, Tail, Writer};
+pub use framed::{FrameEntry, Head, HeadKind, Seal, Tail, Writer};
 pub use keys::{BackupId, ClusterName, EventId, EventName, SystemKeys, WalName};
 pub use note::Note;
 pub use path::WalPath;

@@ -64,12 +64,14 @@ impl Document for RepositoryDocument {
     const KIND: &'static str = "repository";
 }
 
-/// How objects are encrypted.
+/// How an archive's objects are encrypted, by its registration. Each object says itself whether it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encryption {
-    /// Not at all.
+    /// Not at all, or as each writer's configuration says since a later day.
     None,
+    /// With age, all of it: a writer without recipients is refused.
+    Age,
 }
 
 /// The registration of a system identifier under a cluster's name.

@@ -528,6 +528,7 @@ impl Load {
 fn search(site: &Site<'_>) -> Result<FindReport> {
     let request = FindRequest {
         repository: RepositorySettings {
+            keys: Default::default(),
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,

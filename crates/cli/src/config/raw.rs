@@ -11,6 +11,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use walden_model::{ClusterName, RandomId};
 
 use super::duration::Span;
+use super::encryption::RawAgeKeys;
 use super::retention::{RawExpire, RawRetention};
 use super::s3::RawS3;
 
@@ -22,6 +23,8 @@ pub(super) struct RawConfig {
     pub repositories: Option<Vec<RawRepository>>,
     #[serde(default)]
     pub compression: RawCompression,
+    #[serde(default)]
+    pub encryption: RawAgeKeys,
     #[serde(default)]
     pub push: RawPush,
     #[serde(default)]

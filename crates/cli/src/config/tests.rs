@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use walden_engine::encryption::AgeKeys;
 use walden_engine::repository::{
     Checksums, CreateOnly, ObjectLock, ObjectLockMode, S3Credentials, S3Settings, ServerEncryption,
 };
@@ -40,6 +41,7 @@ fn what_is_not_said_has_its_documented_default() {
         place: Place::Folder("/var/lib/walden".into()),
         id: None,
         required: true,
+        keys: AgeKeys::default(),
     };
     let expected = Settings {
         secret: None,

@@ -169,10 +169,11 @@ struct JsonPartial {
     count: usize,
 }
 
-fn differs_at(difference: Difference) -> String {
+fn differs_at(difference: Difference) -> Option<String> {
     match difference {
-        Difference::Lsn(lsn) => lsn.to_string(),
-        Difference::Byte(offset) => offset.to_string(),
+        Difference::Lsn(lsn) => Some(lsn.to_string()),
+        Difference::Byte(offset) => Some(offset.to_string()),
+        Difference::Unknown => None,
     }
 }
 
@@ -199,7 +200,7 @@ fn json_refused(refused: &Refused) -> JsonRefused<'_> {
     let known = refused.archived.as_ref().ok();
     JsonRefused {
         file: refused.file,
-        differs_at: known.map(|(difference, _)| differs_at(*difference)),
+        differs_at: known.and_then(|(difference, _)| differs_at(*difference)),
         writer: known.map(|(_, writer)| writer),
         why: refused.archived.as_ref().err().map(String::as_str),
     }
@@ -218,7 +219,7 @@ pub fn conflicts_json(told: &[RepositoryConflicts]) -> Result<String, serde_json
             .iter()
             .map(|conflict| JsonConflict {
                 file: conflict.file,
-                differs_at: conflict.difference.map(differs_at),
+                differs_at: conflict.difference.and_then(differs_at),
                 archived: json_side(&conflict.archived),
                 aside: json_side(&conflict.aside),
                 decision: conflict.decision.as_ref().map(json_decision),

@@ -106,8 +106,9 @@ impl ObjectWriter {
     ) -> Result<Stored, BackupError> {
         let (tail, table) = encode_tail(&tail).map_err(BackupError::Encode)?;
         object.extend_from_slice(&tail);
+        let object = self.targets.sealed(&key, object).await?;
         let size = object.len() as u64;
-        self.targets.put(&key, object.into()).await?;
+        self.targets.put(&key, object).await?;
         Ok(Stored { size, table })
     }
 }

@@ -131,6 +131,14 @@ impl Targets {
         }
     }
 
+    /// An object's bytes as every repository gets them: the recipients are the same for all.
+    pub async fn sealed(&self, key: &str, object: Vec<u8>) -> Result<Bytes, BackupError> {
+        match self.list.first() {
+            Some(first) => Ok(first.repository.sealed(key, object).await?),
+            None => Ok(object.into()),
+        }
+    }
+
     /// Those that have everything so far.
     pub fn whole(&self) -> impl Iterator<Item = &Target> {
         self.list
@@ -234,6 +242,7 @@ async fn open(
     let identity = repository
         .registration(&request.cluster, facts.system)
         .await?;
+    repository.recipients(&identity)?;
     check_segment_size(request, &identity, facts)?;
     check_archive(&repository, keys, request, facts).await?;
     wal::check_history(&repository, keys, facts).await?;

@@ -16,7 +16,7 @@ use walden_pg::{SegmentName, TimelineId};
 use super::{LANES, Loader, MAX_HISTORY, Read, damaged, sort};
 use crate::codec::{CodecError, Expected, ObjectDecoder};
 use crate::conflicts::Decisions;
-use crate::repository::{Repository, RepositoryError, Trouble};
+use crate::repository::{End, Repository, RepositoryError, Trouble};
 
 /// A head is some hundred bytes long.
 const HEAD_GUESS: u64 = 4096;
@@ -66,7 +66,7 @@ async fn conflicts(
 /// An archived file of which another was set aside.
 pub(crate) struct InConflict {
     pub name: WalName,
-    /// The digest of the archived content; `None` where the object cannot be read.
+    /// What names have a piece of, the archived content's digest or keyed digest; `None` where the object cannot be read.
     pub archived: Option<Sha256Digest>,
     /// The key of the one that was set aside.
     pub aside_key: String,
@@ -88,8 +88,9 @@ pub(crate) async fn in_conflict(
             continue;
         };
         let key = keys.wal(&name);
-        let archived = match repository.read_tail(&key).await {
-            Ok((_, read)) => read.tail.sha256,
+        let archived = match repository.read_end(&key).await {
+            Ok((_, End::Tail(read))) => read.tail.sha256,
+            Ok((_, End::Seal(seal))) => seal.content_hmac.map(|digest| Sha256Digest(digest.0)),
             Err(e) => match e.trouble() {
                 // Not archived at all: missing, like any other.
                 Trouble::Absent => continue,

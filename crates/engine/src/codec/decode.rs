@@ -18,7 +18,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    fn check(&self, head: &Head) -> Result<(), CodecError> {
+    pub(super) fn check(&self, head: &Head) -> Result<(), CodecError> {
         let rows: [(&str, String, String); 3] = [
             (
                 "archive_id",
@@ -56,7 +56,8 @@ pub struct DecodedObject {
     pub table: Sha256Digest,
 }
 
-/// Takes an object's bytes in any portions and gives its content, frame by frame.
+/// Takes an object's bytes in any portions and gives its content, frame by frame. Of an encrypted object it gives the head, and then an
+/// error.
 ///
 /// Content that was given out is proven only when [`ObjectDecoder::finish`] returns: until then it must not be used.
 pub struct ObjectDecoder {
@@ -125,7 +126,11 @@ impl ObjectDecoder {
             if self.head.is_none() {
                 let head = decode_head(stored)?;
                 self.expected.check(&head)?;
+                let is_envelope = head.is_envelope();
                 self.head = Some(head);
+                if is_envelope {
+                    return Err(CodecError::damaged("what is in it is encrypted").into());
+                }
             } else if is_meta {
                 self.tail = Some(decode_tail(stored)?);
             } else {

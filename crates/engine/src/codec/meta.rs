@@ -1,6 +1,6 @@
 //! Metadata frames: zstd skippable frames that hold JSON, its digest, and a mark that can be found from the end.
 
-use walden_model::{Head, Sha256Digest, Tail};
+use walden_model::{Head, Seal, Sha256Digest, Tail};
 
 use super::CodecError;
 
@@ -8,6 +8,13 @@ use super::CodecError;
 const HEAD_MARK: &[u8; 8] = b"WLDNHEAD";
 /// Ends an object's tail.
 const TAIL_MARK: &[u8; 8] = b"WLDNTAIL";
+/// Ends an encrypted object.
+const SEAL_MARK: &[u8; 8] = b"WLDNSEAL";
+
+/// Length of a seal, in bytes: always the same, so that a person can cut it off.
+pub const SEAL: usize = 512;
+/// An envelope's length is a multiple of it, in all likelihood the first.
+const ENVELOPE: usize = 1024;
 
 /// One of zstd's sixteen skippable magic numbers (zstd_compression_format.md, "Skippable Frames").
 pub(super) const MAGIC: [u8; 4] = 0x184D_2A5D_u32.to_le_bytes();
@@ -31,6 +38,37 @@ pub struct ReadTail {
 /// Gives the bytes of an object's head.
 pub fn encode_head(head: &Head) -> Result<Vec<u8>, CodecError> {
     encode_meta(HEAD_MARK, &head.encode().map_err(CodecError::Meta)?).map(|(bytes, _)| bytes)
+}
+
+/// Gives the bytes that stand before an encrypted object.
+pub(super) fn encode_envelope(envelope: &Head) -> Result<Vec<u8>, CodecError> {
+    let mut json = envelope.encode().map_err(CodecError::Meta)?;
+    let length = PREFIX + json.len() + TRAILER;
+    json.resize(
+        json.len() + length.next_multiple_of(ENVELOPE) - length,
+        b' ',
+    );
+    encode_meta(HEAD_MARK, &json).map(|(bytes, _)| bytes)
+}
+
+/// Gives the bytes that stand behind an encrypted object.
+pub(super) fn encode_seal(seal: &Seal) -> Result<Vec<u8>, CodecError> {
+    let mut json = seal.encode().map_err(CodecError::Meta)?;
+    json.resize(json.len().max(SEAL - PREFIX - TRAILER), b' ');
+    encode_meta(SEAL_MARK, &json).map(|(bytes, _)| bytes)
+}
+
+/// Reads the seal that is exactly `bytes`.
+pub(super) fn decode_seal(bytes: &[u8]) -> Result<Seal, CodecError> {
+    let (json, _) = proven_json(SEAL_MARK, bytes)?;
+    Seal::decode(json).map_err(CodecError::Meta)
+}
+
+/// The seal in the last bytes of an object; `None` where that is none, or not encrypted.
+pub fn seal_of(suffix: &[u8]) -> Option<Result<Seal, CodecError>> {
+    let seal = suffix.len().checked_sub(SEAL)?;
+    let seal = suffix.get(seal..).filter(|seal| seal.ends_with(SEAL_MARK));
+    seal.map(decode_seal)
 }
 
 /// Gives the bytes of an object's tail and the digest of its JSON.

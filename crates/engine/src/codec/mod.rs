@@ -1,16 +1,24 @@
 //! The bytes of framed objects: metadata frames, zstd frames, and a decoder that trusts nothing.
 //!
-//! docs/FORMAT.md, "Framed objects", is the authority. Nothing here does IO; what costs CPU is meant for blocking threads.
+//! docs/FORMAT.md, "Framed objects" and "Encrypted objects", is the authority. Nothing here does IO; what costs CPU is meant for blocking threads.
 
 mod decode;
 mod frame;
 mod meta;
+mod open;
+mod seal;
+#[cfg(test)]
+mod sealed_tests;
 
 pub use decode::{DecodedObject, Expected, ObjectDecoder};
 pub use frame::{Frame, FrameCompressor, decompress_frame};
-pub use meta::{ReadTail, encode_head, encode_tail, tail_of};
+pub use meta::{ReadTail, SEAL, encode_head, encode_tail, seal_of, tail_of};
+pub use open::{Proven, SealedTail, prove_object, read_object, sealed_tail};
+pub use seal::{Sealer, keyed, seal};
 
 use walden_model::{DocumentError, Sha256Digest};
+
+use crate::encryption::KeyError;
 
 /// Most content bytes in one frame, in any object. A reader's memory is bounded by it.
 pub const MAX_FRAME_CONTENT: usize = 4 * 1024 * 1024;
@@ -56,15 +64,36 @@ pub enum CodecError {
     /// zstd's own error, on writing.
     #[error("zstd cannot compress")]
     Compress(#[source] std::io::Error),
+    /// age's own error, on writing.
+    #[error("age cannot encrypt")]
+    Encrypt(#[source] age::EncryptError),
+    /// An encrypted object, and nothing to open it with.
+    #[error(
+        "the object is encrypted, and the configuration names no identity that opens it: set encryption.identity_file or \
+         encryption.identity_command"
+    )]
+    NoIdentity,
+    /// An encrypted object, whole, and the wrong keys.
+    #[error(
+        "the object is encrypted for others: none of the identities that the configuration names opens it. Objects stay encrypted for those \
+         who were recipients when they were written: name an identity of that time, too"
+    )]
+    WrongIdentity,
+    /// The keys cannot be had.
+    #[error("the object is encrypted, and what opens it cannot be had")]
+    Keys(#[from] KeyError),
 }
 
 impl CodecError {
-    /// Whether the object is fine, and a newer Walden would read it.
-    pub fn needs_newer(&self) -> bool {
-        matches!(
-            self,
+    /// Whether the object is fine, as far as can be told, and a newer Walden, or another configuration, would read it.
+    pub fn needs_other_reader(&self) -> bool {
+        match self {
             CodecError::Meta(DocumentError::NewerFormat(_) | DocumentError::UnknownFeature(_))
-        )
+            | CodecError::NoIdentity
+            | CodecError::WrongIdentity => true,
+            CodecError::Keys(error) => !error.is_passing(),
+            _ => false,
+        }
     }
 
     fn damaged(what: impl Into<String>) -> Self {

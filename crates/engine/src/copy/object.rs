@@ -8,9 +8,9 @@ use walden_store::{PutMode, StoreErrorKind};
 
 use super::CopyError;
 use crate::catalog::whole_text;
-use crate::codec::Expected;
+use crate::codec::{Expected, Proven};
 use crate::progress::Progress;
-use crate::repository::{PassError, Repository, RepositoryError, Trouble};
+use crate::repository::{End, PassError, Repository, RepositoryError, Trouble};
 
 /// What became of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,17 +106,24 @@ impl Pair<'_> {
             Read::Gone => return Ok(Outcome::Gone),
             Read::Damaged(why) => return Ok(Outcome::Damaged(why)),
         };
-        if let Some(expected) = table.filter(|expected| *expected != object.table) {
-            return Ok(Outcome::Damaged(format!(
-                "it is another object than the commit document names: its tail has {}, expected {expected}",
-                object.table
-            )));
-        }
+        let content = match object {
+            Proven::Plain(object) => {
+                if let Some(expected) = table.filter(|expected| *expected != object.table) {
+                    return Ok(Outcome::Damaged(format!(
+                        "it is another object than the commit document names: its tail has {}, expected {expected}",
+                        object.table
+                    )));
+                }
+                object.tail.sha256.map(|digest| digest.0)
+            }
+            // Its tail is encrypted, too.
+            Proven::Sealed { seal, .. } => seal.content_hmac.map(|digest| digest.0),
+        };
         // As the push that wrote it claimed the key.
         if kind == HeadKind::Wal
-            && let Some(digest) = object.tail.sha256
+            && let Some(content) = content
         {
-            upload.means(digest.0);
+            upload.means(content);
         }
         match upload.commit().await {
             Ok(()) => {
@@ -156,7 +163,7 @@ impl Pair<'_> {
         }
     }
 
-    /// Whether what stands under a key in both repositories is the same. Of framed objects the tails are held against each other: they have
+    /// Whether what stands under a key in both repositories is the same. Of framed objects the tails, or seals, are held against each other: they have
     /// the digests of all the rest, which `walden verify` proves. Two pushes of one segment write different heads around the same content.
     pub async fn compare(&self, key: &str, content: Content) -> Result<Outcome, CopyError> {
         match content {
@@ -166,7 +173,7 @@ impl Pair<'_> {
     }
 
     async fn compare_tails(&self, key: &str) -> Result<Outcome, CopyError> {
-        let (from, to) = tokio::join!(self.from.read_tail(key), self.to.read_tail(key));
+        let (from, to) = tokio::join!(self.from.read_end(key), self.to.read_end(key));
         let from = sort(from).map_err(|e| self.reading(e))?;
         let to = sort(to).map_err(|e| self.writing(e))?;
         Ok(match (from, to) {
@@ -174,16 +181,10 @@ impl Pair<'_> {
             (Read::Damaged(why), _) => Outcome::Damaged(why),
             (_, Read::Gone) => Outcome::Conflict(removed(self.to)),
             (_, Read::Damaged(why)) => Outcome::Conflict(damaged_there(self.to, &why)),
-            (Read::Whole((_, from)), Read::Whole((_, to))) => {
-                let same = match (from.tail.sha256, to.tail.sha256) {
-                    (Some(from), Some(to)) => from == to,
-                    _ => from.digest == to.digest,
-                };
-                match same {
-                    true => Outcome::There,
-                    false => Outcome::Conflict(other(self.to)),
-                }
-            }
+            (Read::Whole((_, from)), Read::Whole((_, to))) => match same(&from, &to) {
+                true => Outcome::There,
+                false => Outcome::Conflict(other(self.to)),
+            },
         })
     }
 
@@ -249,6 +250,20 @@ impl Pair<'_> {
             to: self.to.name().to_owned(),
             to_id: there.archive_id,
         })
+    }
+}
+
+fn same(from: &End, to: &End) -> bool {
+    match (from, to) {
+        (End::Tail(from), End::Tail(to)) => match (from.tail.sha256, to.tail.sha256) {
+            (Some(from), Some(to)) => from == to,
+            _ => from.digest == to.digest,
+        },
+        (End::Seal(from), End::Seal(to)) => match (from.content_hmac, to.content_hmac) {
+            (Some(from), Some(to)) => from == to,
+            _ => from == to,
+        },
+        _ => false,
     }
 }
 

@@ -30,7 +30,7 @@ use walden_pg::{
 };
 
 use crate::catalog::MAX_HISTORY;
-use crate::codec::Expected;
+use crate::codec::{Expected, keyed};
 use crate::conflicts::Decisions;
 use crate::host;
 use crate::repository::{Repository, RepositoryError, RepositorySettings, Trouble};
@@ -448,14 +448,23 @@ async fn check_undisputed(
         .iter()
         .filter_map(|object| keys.parse_quarantine(object.key.as_str()));
     let file = WalFileName::Segment(segment);
+    // Names and decisions tell the one or, of encrypted files, the other.
+    let ours = [
+        *content,
+        Sha256Digest(keyed(identity.archive_id, content).0),
+    ];
     let mut others = names
-        .filter(|(aside, digest)| *aside == file && *digest != content.short())
+        .filter(|(aside, digest)| *aside == file && ours.iter().all(|ours| *digest != ours.short()))
         .peekable();
     if others.peek().is_none() {
         return Ok(());
     }
     let decisions = Decisions::read(repository, &keys, identity.archive_id).await?;
-    match others.all(|(_, aside)| decisions.are_ours(file, content, aside)) {
+    let are_ours = |aside| {
+        ours.iter()
+            .any(|ours| decisions.are_ours(file, ours, aside))
+    };
+    match others.all(|(_, aside)| are_ours(aside)) {
         true => Ok(()),
         false => Err(FetchError::InConflict),
     }

@@ -71,6 +71,9 @@ impl<'a> Indexes<'a> {
         &self,
         name: SegmentName,
     ) -> Result<Option<SegmentIndex>, RepositoryError> {
+        if self.repository.is_locked() {
+            return Ok(None);
+        }
         let read = read_tail(self.repository, self.catalog.archive_id, &self.key(name)).await;
         match unless_unusable(read)? {
             Some((_, read)) => {

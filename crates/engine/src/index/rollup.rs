@@ -57,6 +57,9 @@ impl Indexes<'_> {
 
     /// A block's roll-up; `None` where it is missing, damaged, or not of the segments that are archived.
     pub(super) async fn roll_up(&self, block: Block) -> Result<Option<RollUp>, RepositoryError> {
+        if self.repository.is_locked() {
+            return Ok(None);
+        }
         let key = self.keys.rollup(&block, self.catalog.segment_size);
         let expected = self.expected(HeadKind::RollUp, &key);
         let read = self.repository.read_small(&key, expected, MAX_ROLLUP);

@@ -182,6 +182,8 @@ pub enum Difference {
     Lsn(Lsn),
     /// In a history file.
     Byte(u64),
+    /// What is archived is encrypted, and not opened for this.
+    Unknown,
 }
 
 impl std::fmt::Display for Difference {
@@ -189,6 +191,9 @@ impl std::fmt::Display for Difference {
         match self {
             Difference::Lsn(lsn) => write!(f, "LSN {lsn}"),
             Difference::Byte(offset) => write!(f, "byte {offset}"),
+            Difference::Unknown => {
+                f.write_str("a place that is not known here, because what is archived is encrypted")
+            }
         }
     }
 }

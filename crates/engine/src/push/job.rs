@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use walden_model::index::{IndexedObject, SegmentIndex, SegmentIndexer, StopReason};
-use walden_model::{Head, HeadKind, IdentityDocument, RandomId, SystemKeys, Tail, WalName, keys};
+use walden_model::{
+    Head, HeadKind, IdentityDocument, RandomId, Sha256Digest, SystemKeys, Tail, WalName, keys,
+};
 use walden_pg::{SystemIdentifier, WalFileName};
 use walden_store::{PutMode, StoreError, StoreErrorKind};
 
@@ -16,9 +18,10 @@ use super::error::source_error;
 use super::mark::{Copy, Statement};
 use super::source::WalSource;
 use super::{Lacking, PushError, PushOutcome, PushReport, PushRequest};
-use crate::codec::{CodecError, encode_head, encode_tail};
+use crate::codec::{CodecError, encode_tail, keyed};
+use crate::encryption::Recipient;
 use crate::pipeline::Compressors;
-use crate::repository::{RepositoryError, Trouble};
+use crate::repository::{ObjectEncoder, RepositoryError, Trouble};
 use crate::side_by_side::side_by_side;
 use crate::{catalog, host};
 
@@ -31,6 +34,8 @@ pub(super) struct Job<'a> {
     pub source: Arc<WalSource>,
     pub path: PathBuf,
     system: SystemIdentifier,
+    /// For whom it is encrypted. History files never are: who may list what there is must be able to follow timelines.
+    recipients: Option<Arc<[Recipient]>>,
 }
 
 /// How to store it.
@@ -46,6 +51,19 @@ pub(super) enum JobError {
     Push(Box<PushError>),
     Repository(RepositoryError),
     Encode(CodecError),
+}
+
+impl JobError {
+    pub(super) fn told(self, file: WalFileName) -> PushError {
+        match self {
+            JobError::Push(e) => *e,
+            JobError::Repository(source) => PushError::Repository {
+                file: file.to_string(),
+                source,
+            },
+            JobError::Encode(source) => PushError::Encode { file, source },
+        }
+    }
 }
 
 impl From<PushError> for JobError {
@@ -110,7 +128,7 @@ fn damage(index: &SegmentIndex) -> Option<String> {
 struct Made<'d> {
     lanes: Vec<Lane<'d>>,
     /// Of the file.
-    content: walden_model::Sha256Digest,
+    content: Sha256Digest,
     /// Of the object, in bytes.
     size: u64,
     /// What a person should know of the file.
@@ -126,8 +144,17 @@ impl<'a> Job<'a> {
         });
         let source = opened.await?.map_err(|e| source_error(&path, e))?;
         let system = system_of(request, &path, &source)?;
+        // One for all repositories, as the object is.
+        let keys = request.repositories.first().map(|first| &first.keys);
+        let recipients = keys.map_or(Ok(None), |keys| keys.recipients());
+        let recipients = recipients.map_err(|e| PushError::Repository {
+            file: source.file.to_string(),
+            source: RepositoryError::Recipients(e),
+        })?;
+        let is_history = matches!(source.file, WalFileName::History(_));
         Ok(Job {
             request,
+            recipients: recipients.filter(|_| !is_history),
             source: Arc::new(source),
             path,
             system,
@@ -236,14 +263,7 @@ impl<'a> Job<'a> {
     }
 
     fn told(&self, error: JobError) -> PushError {
-        match error {
-            JobError::Push(e) => *e,
-            JobError::Repository(source) => self.failed(source),
-            JobError::Encode(source) => PushError::Encode {
-                file: self.source.file,
-                source,
-            },
-        }
+        error.told(self.source.file)
     }
 
     async fn archive(
@@ -277,9 +297,10 @@ impl<'a> Job<'a> {
             _ if request.quarantine => Some(self.digest().await?),
             _ => None,
         };
-        let key = match (&digest, name) {
-            (Some(digest), _) if request.quarantine => system_keys.quarantine(&file, digest),
-            (Some(digest), _) => system_keys.wal(&WalName::new(file, digest)),
+        let named = digest.map(|digest| self.named(archive_id, digest));
+        let key = match (&named, name) {
+            (Some(named), _) if request.quarantine => system_keys.quarantine(&file, named),
+            (Some(named), _) => system_keys.wal(&WalName::new(file, named)),
             (None, Some(name)) => system_keys.wal(&name),
             (None, None) => {
                 return Err(CodecError::Damaged {
@@ -373,6 +394,7 @@ impl<'a> Job<'a> {
             let repository = lane.destination.repository().await?;
             let cluster = &self.request.cluster;
             let identity = repository.registration(cluster, self.system).await?;
+            repository.recipients(&identity)?;
             self.check_size(&identity)?;
             let there =
                 self.request.quarantine && self.not_in_conflict(repository, &identity).await?;
@@ -386,7 +408,15 @@ impl<'a> Job<'a> {
         lane
     }
 
-    pub(super) async fn digest(&self) -> Result<walden_model::Sha256Digest, JobError> {
+    /// What names and claims have a piece of: the content's digest or, where the file is encrypted, one that tells it to nobody.
+    pub(super) fn named(&self, archive_id: RandomId, content: Sha256Digest) -> Sha256Digest {
+        match self.recipients {
+            Some(_) => Sha256Digest(keyed(archive_id, &content).0),
+            None => content,
+        }
+    }
+
+    pub(super) async fn digest(&self) -> Result<Sha256Digest, JobError> {
         let source = self.source.clone();
         let read = blocking(&self.path, move || source.digest()).await?;
         Ok(read.map_err(|e| source_error(&self.path, e))?)
@@ -401,15 +431,16 @@ impl<'a> Job<'a> {
         mut lanes: Vec<Lane<'d>>,
         left: &mut Duration,
     ) -> Result<Made<'d>, JobError> {
-        let head = encode_head(&Head::new(
+        let head = Head::new(
             HeadKind::Wal,
             of.archive_id,
             &of.key,
             Some(self.source.size),
             host::writer(),
-        ))?;
-        let mut size = head.len() as u64;
-        lanes = self.write(lanes, left, head.into()).await;
+        );
+        let (mut encoder, first) = ObjectEncoder::begin(head, self.recipients.clone()).await?;
+        let mut size = first.len() as u64;
+        lanes = self.write(lanes, left, first).await;
 
         let (sink, mut frames) = way.compressors.stream(way.depth);
         let source = self.source.clone();
@@ -431,9 +462,10 @@ impl<'a> Job<'a> {
         };
         while let Some(frame) = frames.next().await {
             let frame = frame?;
-            size += frame.stored.len() as u64;
             tail.frames.push(frame.entry);
-            lanes = self.write(lanes, left, frame.stored.into()).await;
+            let bytes = encoder.write(frame.stored).await?;
+            size += bytes.len() as u64;
+            lanes = self.write(lanes, left, bytes).await;
         }
         let internal = |source| PushError::Internal {
             path: self.path.clone(),
@@ -445,6 +477,7 @@ impl<'a> Job<'a> {
             .map_err(|e| source_error(&self.path, e))?;
         tail.sha256 = Some(content);
         let warning = index.as_ref().and_then(damage);
+        let content_hmac = keyed(of.archive_id, &content);
         tail.index = index.map(|index| {
             Box::new(SegmentIndex {
                 of: Some(of),
@@ -452,8 +485,9 @@ impl<'a> Job<'a> {
             })
         });
         let (tail, _) = encode_tail(&tail)?;
-        size += tail.len() as u64;
-        let lanes = self.write(lanes, left, tail.into()).await;
+        let last = encoder.end(tail, content_hmac).await?;
+        size += last.len() as u64;
+        let lanes = self.write(lanes, left, last).await;
         Ok(Made {
             lanes,
             content,
@@ -503,14 +537,14 @@ impl<'a> Job<'a> {
         &self,
         mut lane: Lane<'d>,
         key: &str,
-        content: walden_model::Sha256Digest,
+        content: Sha256Digest,
         place: usize,
     ) -> Lane<'d> {
         let (Some(mut upload), Some(identity)) = (lane.upload.take(), lane.identity.take()) else {
             return lane;
         };
         // Not its bytes: the head names this call, and a call that was cut off comes again as another one.
-        upload.means(content.0);
+        upload.means(self.named(identity.archive_id, content).0);
         if !lane.destination.turn(place).await {
             lane.end(Err(PushError::PassedOver));
             return lane;

@@ -26,7 +26,7 @@ use crate::catalog;
 use crate::repository::{Repository, RepositorySettings};
 use compare::Comparison;
 use error::source_error;
-use job::Job;
+use job::{Job, JobError};
 use source::WalSource;
 
 /// What to push, and where.
@@ -144,16 +144,18 @@ pub(crate) async fn difference(
         move || WalSource::open(&path).map_err(|e| source_error(&path, e))
     });
     let source = Arc::new(opened.await??);
-    let compared = compare::compare(repository, identity, key, &source).await;
+    let digest = async {
+        let source = source.clone();
+        let read = job::blocking(path, move || source.digest()).await?;
+        Ok::<_, JobError>(read.map_err(|e| source_error(path, e))?)
+    };
+    let compared = compare::compare(repository, identity, key, &source, digest).await;
     match compared {
         Ok(Comparison::Same) => Ok(None),
         Ok(Comparison::Different { offset, writer }) => {
             Ok(Some((source.difference_at(offset), writer)))
         }
-        Err(e) => Err(PushError::Repository {
-            file: source.file.to_string(),
-            source: e,
-        }),
+        Err(e) => Err(e.told(source.file)),
     }
 }
 

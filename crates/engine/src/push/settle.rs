@@ -29,9 +29,9 @@ impl Job<'_> {
             }
             Comparison::Different { offset, writer } => (offset, writer),
         };
-        let digest = self.digest().await?;
+        let digest = self.named(identity.archive_id, self.digest().await?);
         let aside = self.keys().quarantine(&file, &digest);
-        match compare::compare(repository, identity, &aside, &self.source).await {
+        match self.compare_raw(repository, identity, &aside).await {
             Ok(Comparison::Same) => {
                 self.confirm(repository, &aside).await?;
                 Ok(PushOutcome::SetAside)
@@ -77,16 +77,27 @@ impl Job<'_> {
         identity: &IdentityDocument,
         key: &str,
     ) -> Result<Comparison, JobError> {
-        let compared = compare::compare(repository, identity, key, &self.source).await;
-        compared.map_err(|source| match source.trouble() {
-            Trouble::Damage => PushError::DamagedObject {
-                file: self.source.file,
-                key: key.to_owned(),
-                source,
+        let compared = self.compare_raw(repository, identity, key).await;
+        compared.map_err(|error| match error {
+            JobError::Repository(source) if source.trouble() == Trouble::Damage => {
+                PushError::DamagedObject {
+                    file: self.source.file,
+                    key: key.to_owned(),
+                    source,
+                }
+                .into()
             }
-            .into(),
-            _ => source.into(),
+            error => error,
         })
+    }
+
+    async fn compare_raw(
+        &self,
+        repository: &Repository,
+        identity: &IdentityDocument,
+        key: &str,
+    ) -> Result<Comparison, JobError> {
+        compare::compare(repository, identity, key, &self.source, self.digest()).await
     }
 
     pub(super) async fn confirm(&self, repository: &Repository, key: &str) -> Result<(), JobError> {

@@ -179,7 +179,11 @@ impl WalSource {
         Ok(differ.or(beyond).map(|at| offset + at as u64))
     }
 
-    pub fn difference_at(&self, offset: u64) -> Difference {
+    /// `None`: what is archived is encrypted.
+    pub fn difference_at(&self, offset: Option<u64>) -> Difference {
+        let Some(offset) = offset else {
+            return Difference::Unknown;
+        };
         match &self.facts {
             Some(facts) => Difference::Lsn(walden_pg::Lsn(
                 facts.header.page_address.0.saturating_add(offset),

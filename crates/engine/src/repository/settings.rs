@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::encryption::AgeKeys;
 use walden_model::RandomId;
 #[cfg(feature = "s3")]
 use walden_store::{S3Settings, S3Store, StoreErrorKind};
@@ -22,6 +23,8 @@ pub struct RepositorySettings {
     pub id: Option<RandomId>,
     /// Whether a WAL file counts as archived, and a backup as taken, only once it is here too.
     pub required: bool,
+    /// For whom objects are encrypted, and what opens them.
+    pub keys: AgeKeys,
 }
 
 /// What keeps a repository's objects. Displayed, it is where the repository is, for people.

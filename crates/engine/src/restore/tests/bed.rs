@@ -430,6 +430,7 @@ impl Bed {
 
 fn settings(root: &Path) -> RepositorySettings {
     RepositorySettings {
+        keys: Default::default(),
         name: "here".into(),
         place: Place::Folder(root.to_path_buf()),
         id: None,

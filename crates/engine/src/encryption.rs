@@ -1,0 +1,368 @@
+//! What the configuration says of encryption: for whom objects are encrypted, and what opens them.
+//!
+//! Recipients are public keys, identities are secret ones: nothing here that holds an identity has `Debug`, and none is told in an error.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use age::secrecy::{ExposeSecret, SecretSlice};
+use age::x25519;
+
+/// Most recipients of one object: the header of an age file has some hundred bytes for each, and a reader's memory for it is bounded.
+pub const MAX_RECIPIENTS: usize = 64;
+
+/// Most bytes that a file of keys, or the output of a command, has.
+const MAX_KEYS: usize = 64 * 1024;
+
+/// How long the command that gives the identity may take.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A public key, as age writes it: `age1` and 58 letters and digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipient(x25519::Recipient);
+
+impl Recipient {
+    pub(crate) fn key(&self) -> &x25519::Recipient {
+        &self.0
+    }
+}
+
+/// A text that is no recipient.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not an age recipient: write the public key that age-keygen prints, which begins with age1"
+)]
+pub struct BadRecipient(String);
+
+impl FromStr for Recipient {
+    type Err = BadRecipient;
+
+    fn from_str(text: &str) -> Result<Self, BadRecipient> {
+        let shown = || match text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY") {
+            true => "a secret key".to_owned(),
+            false => text.chars().take(100).collect(),
+        };
+        text.parse().map(Self).map_err(|_| BadRecipient(shown()))
+    }
+}
+
+/// Where the secret keys come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentitySource {
+    /// A file as age-keygen writes it.
+    File(PathBuf),
+    /// The output of a program, given with its arguments. No shell is asked.
+    Command(Vec<String>),
+}
+
+/// What the configuration says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EncryptionSettings {
+    /// Public keys.
+    pub recipients: Vec<Recipient>,
+    /// A file with more of them, one a line.
+    pub recipients_file: Option<PathBuf>,
+    /// What opens objects.
+    pub identity: Option<IdentitySource>,
+}
+
+/// Secret keys.
+#[derive(Clone)]
+pub struct Identities(Arc<[x25519::Identity]>);
+
+impl Identities {
+    /// Reads what age-keygen writes: one key a line, and lines of remarks.
+    ///
+    /// # Errors
+    /// Another line, told by its number alone; no key at all. `origin` is who is to blame.
+    pub fn parse(bytes: &[u8], origin: &str) -> Result<Self, KeyError> {
+        lines(bytes, origin, "identity (AGE-SECRET-KEY-1…)").map(|keys| Self(keys.into()))
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &dyn age::Identity> {
+        self.0.iter().map(|key| key as &dyn age::Identity)
+    }
+}
+
+/// The keys of one configuration. Clones share what was read: a file is read once, a command runs once.
+#[derive(Clone, Default)]
+pub struct AgeKeys(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    settings: EncryptionSettings,
+    recipients: Mutex<Option<Arc<[Recipient]>>>,
+    identities: Mutex<Option<Identities>>,
+}
+
+impl fmt::Debug for AgeKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.settings.fmt(f)
+    }
+}
+
+/// Keys that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read.
+    #[error("cannot read the keys in {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not secret.
+    #[error(
+        "{} holds secret keys, and its mode {mode:04o} lets others read it: chmod 600 it (or 640, where it belongs to root)", path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// A line that is no key. What it says is not told.
+    #[error("line {line} of {origin} is no age {expected}")]
+    Line {
+        /// A file or a command.
+        origin: String,
+        /// From 1.
+        line: usize,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// There is none.
+    #[error("{origin} has no age {expected} in it")]
+    None {
+        /// A file or a command.
+        origin: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// More than any file of keys.
+    #[error("{origin} has more than {MAX_KEYS} bytes, which no file of keys has")]
+    TooLong {
+        /// A file or a command.
+        origin: String,
+    },
+    /// More than an age file's header is read for.
+    #[error("there are {0} recipients, and an object has at most {MAX_RECIPIENTS}")]
+    TooMany(usize),
+    /// The command did not start.
+    #[error("cannot run {program}, which encryption.identity_command names")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The command failed. What it said on standard error stands before.
+    #[error("{program}, which is to give the identity, failed ({status})")]
+    Failed {
+        /// The program.
+        program: String,
+        /// How.
+        status: ExitStatus,
+    },
+    /// The command took too long.
+    #[error("{program} gave no identity within {} s", COMMAND_DEADLINE.as_secs())]
+    Late {
+        /// The program.
+        program: String,
+    },
+}
+
+impl KeyError {
+    /// Whether it may be otherwise in a while: the command asks somebody who did not answer.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, KeyError::Failed { .. } | KeyError::Late { .. })
+    }
+}
+
+impl AgeKeys {
+    /// Keys that are read when they are needed.
+    pub fn new(settings: EncryptionSettings) -> Self {
+        AgeKeys(Arc::new(Inner {
+            settings,
+            ..Inner::default()
+        }))
+    }
+
+    /// Whether what is written is to be encrypted.
+    pub fn encrypts(&self) -> bool {
+        let settings = &self.0.settings;
+        !settings.recipients.is_empty() || settings.recipients_file.is_some()
+    }
+
+    /// Whether there is something to open objects with.
+    pub fn opens(&self) -> bool {
+        self.0.settings.identity.is_some()
+    }
+
+    /// For whom objects are encrypted; `None` where they are not. Reads a file, once.
+    ///
+    /// # Errors
+    /// The file cannot be read, holds none or another line, or there are too many.
+    pub fn recipients(&self) -> Result<Option<Arc<[Recipient]>>, KeyError> {
+        if !self.encrypts() {
+            return Ok(None);
+        }
+        cached(&self.0.recipients, || {
+            let mut all = self.0.settings.recipients.clone();
+            if let Some(path) = &self.0.settings.recipients_file {
+                let file = File::open(path).map_err(read_error(path))?;
+                let origin = path.display().to_string();
+                let bytes = bounded(file, &origin)?.map_err(read_error(path))?;
+                let more = lines::<x25519::Recipient>(
+                    bytes.expose_secret(),
+                    &origin,
+                    "recipient (age1…)",
+                )?;
+                all.extend(more.into_iter().map(Recipient));
+            }
+            match all.len() {
+                ..=MAX_RECIPIENTS => Ok(all.into()),
+                many => Err(KeyError::TooMany(many)),
+            }
+        })
+        .map(Some)
+    }
+
+    /// What opens objects; `None` where the configuration names nothing. Reads a file or runs a command, once: for blocking threads.
+    ///
+    /// # Errors
+    /// Every [`KeyError`]. One that passes is tried again by the next call.
+    pub fn identities(&self) -> Result<Option<Identities>, KeyError> {
+        let Some(source) = &self.0.settings.identity else {
+            return Ok(None);
+        };
+        cached(&self.0.identities, || match source {
+            IdentitySource::File(path) => from_file(path),
+            IdentitySource::Command(command) => from_command(command),
+        })
+        .map(Some)
+    }
+}
+
+/// Others wait for who reads: a command is not run twice.
+fn cached<T: Clone>(
+    kept: &Mutex<Option<T>>,
+    read: impl FnOnce() -> Result<T, KeyError>,
+) -> Result<T, KeyError> {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*kept {
+        Some(kept) => Ok(kept.clone()),
+        None => Ok(kept.insert(read()?).clone()),
+    }
+}
+
+/// The rule is PostgreSQL's for a server's private key (libpq/be-secure-common.c, `check_ssl_key_file_permissions`).
+fn from_file(path: &Path) -> Result<Identities, KeyError> {
+    let file = File::open(path).map_err(read_error(path))?;
+    let metadata = file.metadata().map_err(read_error(path))?;
+    let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    if metadata.mode() & others != 0 {
+        return Err(KeyError::Exposed {
+            path: path.to_owned(),
+            mode: metadata.mode() & 0o7777,
+        });
+    }
+    let origin = path.display().to_string();
+    let bytes = bounded(file, &origin)?.map_err(read_error(path))?;
+    Identities::parse(bytes.expose_secret(), &origin)
+}
+
+fn from_command(command: &[String]) -> Result<Identities, KeyError> {
+    let (program, arguments) = match command {
+        [program, arguments @ ..] => (program.clone(), arguments),
+        [] => (String::new(), [].as_slice()),
+    };
+    let start_error = |source| KeyError::Start {
+        program: program.clone(),
+        source,
+    };
+    let mut child = Command::new(&program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(start_error)?;
+    let (send, received) = mpsc::channel();
+    if let Some(stdout) = child.stdout.take() {
+        let origin = format!("the output of {program}");
+        // It ends with the program, which is killed when it is late.
+        std::thread::spawn(move || send.send(bounded(stdout, &origin)));
+    }
+    let output = received.recv_timeout(COMMAND_DEADLINE);
+    if !matches!(output, Ok(Ok(Ok(_)))) {
+        // Gone already, or no longer waited for.
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(start_error)?;
+    let Ok(output) = output else {
+        return Err(KeyError::Late { program });
+    };
+    let bytes = output?.map_err(start_error)?;
+    if !status.success() {
+        return Err(KeyError::Failed { program, status });
+    }
+    Identities::parse(bytes.expose_secret(), &format!("the output of {program}"))
+}
+
+fn read_error(path: &Path) -> impl FnOnce(io::Error) -> KeyError {
+    let path = path.to_owned();
+    move |source| KeyError::Read { path, source }
+}
+
+/// Reads all of it, into memory that is wiped.
+fn bounded(from: impl Read, origin: &str) -> Result<Result<SecretSlice<u8>, io::Error>, KeyError> {
+    // Never reallocated: what was left behind would not be wiped.
+    let mut bytes = Vec::with_capacity(MAX_KEYS + 1);
+    let read = from.take(MAX_KEYS as u64 + 1).read_to_end(&mut bytes);
+    let bytes: SecretSlice<u8> = SecretSlice::from(bytes);
+    match read {
+        Ok(length) if length > MAX_KEYS => Err(KeyError::TooLong {
+            origin: origin.to_owned(),
+        }),
+        read => Ok(read.map(|_| bytes)),
+    }
+}
+
+fn lines<T: FromStr>(
+    bytes: &[u8],
+    origin: &str,
+    expected: &'static str,
+) -> Result<Vec<T>, KeyError> {
+    let mut keys = Vec::new();
+    for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let key = std::str::from_utf8(line)
+            .ok()
+            .and_then(|line| line.parse().ok());
+        keys.push(key.ok_or_else(|| KeyError::Line {
+            origin: origin.to_owned(),
+            line: number + 1,
+            expected,
+        })?);
+    }
+    if keys.is_empty() {
+        return Err(KeyError::None {
+            origin: origin.to_owned(),
+            expected,
+        });
+    }
+    Ok(keys)
+}
