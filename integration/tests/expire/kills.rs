@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use walden_integration::{Said, Site};
 use walden_testkit::{PgInstall, TestDir, on_version, run_as_server};
 
-use super::{expire, objects, site};
+use super::{archive, expire, objects, site};
 
 #[test]
 fn an_expiry_killed_at_any_system_call_is_ended_by_the_next() {
@@ -35,7 +35,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// What stands of the archive beside what expiry writes about itself. A note on WAL of a run that was killed stays for a day, because nobody
 /// can tell whether that run is still at work.
-fn archive(site: &Site<'_>) -> Result<BTreeSet<String>> {
+fn stored(site: &Site<'_>) -> Result<BTreeSet<String>> {
     let mut objects = objects(site)?;
     objects.retain(|key| !key.contains("/events/") && !key.contains("/retired/wal/"));
     Ok(objects)
@@ -44,16 +44,16 @@ fn archive(site: &Site<'_>) -> Result<BTreeSet<String>> {
 fn kills(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut site = site(install, dir, "retention: { full: 1 }\n")?;
     site.production.start()?;
-    site.archive_all()?;
+    archive(&site)?;
     let first = site.backup(&[])?.id;
-    site.archive_all()?;
+    archive(&site)?;
     let second = site.backup(&[])?.id;
-    site.archive_all()?;
+    archive(&site)?;
 
     let (here, before) = (site.repository(), dir.join("before"));
     copy(&here, &before)?;
     expire(&site, &[], 0)?;
-    let expected = archive(&site)?;
+    let expected = stored(&site)?;
     let (mut counted, mut undecided) = (0, 0);
     for calls in CALLS {
         for n in 1.. {
@@ -93,7 +93,7 @@ fn kills(install: &PgInstall, dir: &TestDir) -> Result<()> {
             counted += 1;
             undecided += usize::from(looks_right(&site, &first, &second).context(when.clone())?);
             expire(&site, &[], 0).context(when.clone())?;
-            let left = archive(&site)?;
+            let left = stored(&site)?;
             ensure!(
                 left == expected,
                 "the expiry after one {when} should end its work; too much: {:?}, too little: {:?}",

@@ -30,6 +30,14 @@ fn retain(site: &Site<'_>, more: &str) -> Result<()> {
     Ok(())
 }
 
+/// Ends the production's segment, which has something in it, and waits until it is archived.
+fn archive(site: &Site<'_>) -> Result<()> {
+    // A switch in an empty segment does nothing.
+    site.production
+        .psql("SELECT pg_create_restore_point('a segment of its own')")?;
+    site.archive_all().map(drop)
+}
+
 /// What `walden expire --json` prints, of the only system identifier, where it exits with `code`.
 fn expire(site: &Site<'_>, args: &[&str], code: i32) -> Result<Value> {
     let said = site.walden(&[&["expire", "--json"], args].concat())?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use walden_integration::{Said, Site, options, wait_open, wait_paused};
 use walden_testkit::{Ledger, PgInstall, StopMode, Target, TestDir, on_version};
 
-use super::{expire, ids, nothing_left, objects, retain, site};
+use super::{archive, expire, ids, nothing_left, objects, retain, site};
 
 #[test]
 fn what_is_promised_can_be_restored_and_the_rest_is_gone() {
@@ -23,7 +23,7 @@ fn nothing_goes_that_nobody_configured() {
     on_version(17, "expire_nothing", |install, dir| {
         let mut site = site(install, dir, "")?;
         site.production.start()?;
-        site.archive_all()?;
+        archive(&site)?;
         site.backup(&[])?;
         let before = objects(&site)?;
         let said = site.walden(&["expire"])?.exited(2)?;
@@ -73,12 +73,12 @@ fn promises(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut written = Vec::new();
     for _ in 0..4 {
         ledger.write(&site.production, 2, 10)?;
-        site.archive_all()?;
+        archive(&site)?;
         backups.push(site.backup(&[])?);
         written.push(ledger.commits().len());
     }
     ledger.write(&site.production, 2, 10)?;
-    site.archive_all()?;
+    archive(&site)?;
     let [first, second, third, fourth] = backups.as_slice() else {
         anyhow::bail!("four backups");
     };
@@ -170,15 +170,15 @@ fn fork(install: &PgInstall, dir: &TestDir) -> Result<()> {
     site.production.start()?;
     let mut old = Ledger::create(&site.production)?;
     old.write(&site.production, 2, 10)?;
-    site.archive_all()?;
+    archive(&site)?;
     let first = site.backup(&[])?.id;
     old.write(&site.production, 2, 20)?;
     let fork = old.commits().len() - 5;
     let fork = old.commits().get(fork).context("commits")?.xid;
-    site.archive_all()?;
+    archive(&site)?;
     let second = site.backup(&[])?.id;
     old.write(&site.production, 2, 10)?;
-    site.archive_all()?;
+    archive(&site)?;
     site.production.stop(StopMode::Fast)?;
 
     let until = Target::Xid {
@@ -230,9 +230,9 @@ fn systems(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut site = site(install, dir, "retention: { full: 1 }\n")?;
     site.production.start()?;
     let old = Ledger::create(&site.production)?;
-    site.archive_all()?;
+    archive(&site)?;
     let of_old = [site.backup(&[])?.id, site.backup(&[])?.id];
-    site.archive_all()?;
+    archive(&site)?;
     site.production.stop(StopMode::Fast)?;
 
     let push = format!(
@@ -251,7 +251,7 @@ fn systems(install: &PgInstall, dir: &TestDir) -> Result<()> {
     site.walden(&["init", "--new-system-identifier"])?
         .exited(0)?;
     site.production.start()?;
-    site.archive_all()?;
+    archive(&site)?;
     let of_new = site.backup(&[])?.id;
     let said = site.walden(&["expire"])?.exited(0)?;
     let left: Vec<String> = site

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use walden_integration::{Said, Site};
 use walden_testkit::{PgInstall, TestDir, on_version};
 
-use super::{expire, ids, nothing_left, objects, retain, site};
+use super::{archive, expire, ids, nothing_left, objects, retain, site};
 
 #[test]
 fn two_expiries_at_once_do_the_same_work() {
@@ -22,10 +22,10 @@ fn a_backup_that_runs_is_left_alone_and_one_that_was_killed_is_closed() {
 fn two(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut site = site(install, dir, "retention: { full: 1 }\n")?;
     site.production.start()?;
-    site.archive_all()?;
+    archive(&site)?;
     for round in 0..4 {
         let old = site.backup(&[])?.id;
-        site.archive_all()?;
+        archive(&site)?;
         let new = site.backup(&[])?.id;
         let mut both = Vec::new();
         for _ in 0..2 {
@@ -78,9 +78,9 @@ fn open(install: &PgInstall, dir: &TestDir) -> Result<()> {
     site.production.psql(
         "CREATE TABLE filling AS SELECT g, repeat('x', 500) FROM generate_series(1, 60000) g",
     )?;
-    site.archive_all()?;
+    archive(&site)?;
     let old = site.backup(&[])?.id;
-    site.archive_all()?;
+    archive(&site)?;
     let new = site.backup(&[])?.id;
 
     // So slow that it runs until it is killed.
@@ -117,7 +117,7 @@ fn open(install: &PgInstall, dir: &TestDir) -> Result<()> {
         "retention: { full: 1 }\nexpire: { abandoned_after: 1ms }\n",
     )?;
     // The store's clock is told by what is stored.
-    site.archive_all()?;
+    archive(&site)?;
     let done = expire(&site, &[], 0)?;
     ensure!(
         ids(&done, "abandoned") == [running.clone()],

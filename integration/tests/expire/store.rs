@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use walden_integration::{Site, wait_open};
 use walden_testkit::{Fault, FaultProxy, PgInstall, S3Server, TestDir, on_version};
 
-use super::{expire, ids, nothing_left, objects, site, system};
+use super::{archive, expire, ids, nothing_left, objects, site, system};
 
 #[test]
 fn what_a_folder_does_not_let_go_is_named_and_goes_later() {
@@ -32,9 +32,9 @@ fn garage_is_expired() {
 fn folder(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut site = site(install, dir, "retention: { full: 1 }\n")?;
     site.production.start()?;
-    site.archive_all()?;
+    archive(&site)?;
     let old = site.backup(&[])?.id;
-    site.archive_all()?;
+    archive(&site)?;
     let new = site.backup(&[])?.id;
     let key = objects(&site)?
         .into_iter()
@@ -86,11 +86,11 @@ fn bucket(install: &PgInstall, dir: &TestDir, server: &S3Server) -> Result<()> {
     site.walden(&["init"])?.exited(0)?;
     site.production.start()?;
     site.production.psql("CREATE TABLE t AS SELECT 1 AS n")?;
-    site.archive_all()?;
+    archive(&site)?;
     let old = site.backup(&[])?.id;
-    site.archive_all()?;
+    archive(&site)?;
     let new = site.backup(&[])?.id;
-    site.archive_all()?;
+    archive(&site)?;
 
     drop(proxy.take_seen());
     proxy.fault(
@@ -144,7 +144,7 @@ fn bucket(install: &PgInstall, dir: &TestDir, server: &S3Server) -> Result<()> {
         "{again}"
     );
     // A key that was removed can be taken again.
-    site.archive_all()?;
+    archive(&site)?;
     let mut restored = site.restore("restored", &["--backup", &new])?;
     restored.start()?;
     wait_open(&restored)?;
