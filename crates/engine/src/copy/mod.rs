@@ -146,6 +146,17 @@ pub enum CopyError {
         #[source]
         source: RepositoryError,
     },
+    /// The repository it goes to is not to be found.
+    #[error(
+        "repository \"{name}\" is not there to be copied to; mount it, or make it with: walden init"
+    )]
+    NotThere {
+        /// The repository.
+        name: String,
+        /// Why.
+        #[source]
+        source: RepositoryError,
+    },
     /// What is to be copied cannot be told.
     #[error("cannot see what is to be copied from repository \"{name}\"")]
     Catalog {
@@ -199,12 +210,12 @@ pub async fn copy(
         name: request.from.name.clone(),
         source,
     };
-    let writing = |source| CopyError::To {
+    let missing = |source| CopyError::NotThere {
         name: request.to.name.clone(),
         source,
     };
     let from = Repository::open(&request.from).await.map_err(reading)?;
-    let to = Repository::open(&request.to).await.map_err(writing)?;
+    let to = Repository::open(&request.to).await.map_err(missing)?;
     copy_between(&from, &to, request, progress).await
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use walden_model::index::{End, Ends, IndexedObject, Outcome, SegmentIndex, Summary, XidRange};
 use walden_model::{
-    BackupId, BackupKind, BackupRecord, Block, ControlSettings, Encryption, Head, HeadKind,
+    BackupId, BackupKind, BackupRecord, Block, ControlSettings, Encryption, HeadKind,
     IdentityDocument, Level, RandomId, RepositoryDocument, RollUp, SegmentRange, SystemKeys, Tail,
     WalName, WalRange, document, keys,
 };
@@ -22,8 +22,7 @@ use walden_store::{
     StoreErrorKind, Upload,
 };
 
-use crate::codec::{Expected, encode_head, encode_tail};
-use crate::host;
+use crate::codec::{Expected, encode_tail};
 use crate::repository::encode_small;
 
 pub const LATENCY: Duration = Duration::from_millis(20);
@@ -121,7 +120,7 @@ impl Million {
             kind: Outcome::Commit,
             xid: number as u32 + 700,
             lsn,
-            end_lsn: Lsn(lsn.0 + 64),
+            end_lsn: Lsn(lsn.0 + 40),
             time: Timestamp::from_second(1_800_000_000 + number as i64).unwrap(),
         })
     }
@@ -150,6 +149,35 @@ impl Million {
             }),
             ..SegmentIndex::empty()
         }
+    }
+
+    /// The first page of a segment, with all that it says: a record that means nothing, its commit, and that the rest is empty
+    /// (xlog_internal.h, `XLogLongPageHeaderData`; xlogrecord.h; xact.h, `xl_xact_commit`; pg_control.h, `XLOG_SWITCH`).
+    fn page(&self, number: u64) -> Vec<u8> {
+        let start = number * SIZE.bytes();
+        let mut page = Vec::new();
+        page.extend(0xD116_u16.to_le_bytes());
+        page.extend(2_u16.to_le_bytes());
+        page.extend(TIMELINE.0.to_le_bytes());
+        page.extend(start.to_le_bytes());
+        page.extend(0_u64.to_le_bytes());
+        page.extend(self.keys.system.0.to_le_bytes());
+        page.extend((SIZE.bytes() as u32).to_le_bytes());
+        page.extend(8192_u32.to_le_bytes());
+        let Some(end) = self.commit(number) else {
+            record(&mut page, start - 64, [0x40, 0], 0, &[]);
+            page.resize(8192, 0);
+            return page;
+        };
+        let filler = (end.lsn.0 - start) as usize - page.len() - 24 - 5;
+        let long = [&[254][..], &(filler as u32).to_le_bytes(), &vec![0; filler]].concat();
+        record(&mut page, start - 64, [0x20, 0], 0, &long);
+        let since_2000 = end.time.as_microsecond() - 946_684_800_000_000;
+        let short = [&[255, 8][..], &since_2000.to_le_bytes()].concat();
+        record(&mut page, start + 40, [0, 1], end.xid, &short);
+        record(&mut page, end.lsn.0, [0x40, 0], 0, &[]);
+        page.resize(8192, 0);
+        page
     }
 
     fn roll_up(&self, block: Block) -> RollUp {
@@ -204,15 +232,14 @@ impl Million {
     }
 
     fn object(&self, key: &Key) -> Result<Bytes, StoreError> {
-        if self.number(key).is_some() {
-            let head = Head::new(
-                HeadKind::Wal,
-                ARCHIVE,
-                keys::below_cluster(key.as_str()),
-                None,
-                host::writer(),
-            );
-            return Ok(encode_head(&head).unwrap().into());
+        if let Some(number) = self.number(key) {
+            let place = Expected {
+                kind: HeadKind::Wal,
+                archive_id: ARCHIVE,
+                key: keys::below_cluster(key.as_str()).to_owned(),
+            };
+            let content = self.page(number);
+            return Ok(encode_small(place, &content, 1).unwrap().into());
         }
         match self.small.get(key.as_str()) {
             Some(Small::Document(bytes)) => Ok(bytes.clone()),
@@ -232,6 +259,19 @@ impl Million {
             )),
         }
     }
+}
+
+fn record(page: &mut Vec<u8>, previous: u64, [info, manager]: [u8; 2], xid: u32, body: &[u8]) {
+    let mut head = Vec::new();
+    head.extend((24 + body.len() as u32).to_le_bytes());
+    head.extend(xid.to_le_bytes());
+    head.extend(previous.to_le_bytes());
+    head.extend([info, manager, 0, 0]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(body), &head);
+    head.extend(crc.to_le_bytes());
+    page.extend(head);
+    page.extend(body);
+    page.resize(page.len().next_multiple_of(8), 0);
 }
 
 fn meta(key: &str, size: u64) -> ObjectMeta {
