@@ -30,13 +30,13 @@ fn a_record_across_two_segments_that_was_damaged_ends_recovery_too() {
 
 fn told(site: &Site<'_>) -> Result<SystemWindows> {
     let request = ListRequest {
-        repository: RepositorySettings {
+        repositories: vec![RepositorySettings {
             keys: Default::default(),
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,
             required: true,
-        },
+        }],
         cluster: "main".parse()?,
     };
     let runtime = tokio::runtime::Runtime::new()?;

@@ -440,7 +440,7 @@ fn newest(site: &Site<'_>) -> Result<(SystemKeys, BackupRecord, Repository)> {
         required: true,
     };
     let request = ListRequest {
-        repository: settings.clone(),
+        repositories: vec![settings.clone()],
         cluster: "main".parse()?,
     };
     let listing = runtime()?.block_on(list(&request))?;

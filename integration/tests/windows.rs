@@ -37,13 +37,13 @@ fn a_backup_rolls_the_index_up() {
 
 fn request(site: &Site<'_>) -> Result<ListRequest> {
     Ok(ListRequest {
-        repository: RepositorySettings {
+        repositories: vec![RepositorySettings {
             keys: Default::default(),
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,
             required: true,
-        },
+        }],
         cluster: "main".parse()?,
     })
 }
@@ -293,7 +293,10 @@ fn rolled_up(install: &PgInstall, dir: &TestDir) -> Result<()> {
     );
     let runtime = tokio::runtime::Runtime::new()?;
     let repository = runtime.block_on(walden_engine::repository::Repository::open(
-        &request(&site)?.repository,
+        request(&site)?
+            .repositories
+            .first()
+            .context("a repository")?,
     ))?;
     let ends = |system: &SystemWindows| -> Result<_> {
         let newest = system.newest().context("a window")?;

@@ -36,9 +36,9 @@ const NOTES: &str = "\
 
 Exit codes:
   0    the file is there, whole and verified
-  1    the repository proved that it has neither this file nor a later one; a
-       standby is told this also while the repository does not answer
-  200  the repository does not answer
+  1    every repository proved that it has neither this file nor a later one; a
+       standby is told this also while one that may have it does not answer
+  200  a repository that may have the file does not answer
   201  what is stored is damaged
   202  the file is missing although later ones are there
   203  the command line or the configuration is wrong
@@ -77,7 +77,7 @@ fn restore(
         .map_err(|e| (Some(Problem::from(e)), exit::USAGE))?;
     logging::start(settings.log_level);
     let request = FetchRequest {
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
         name: arguments.name,
         destination: arguments.destination,
@@ -105,8 +105,9 @@ fn restore(
     match fetched {
         Ok(report) => {
             tracing::info!(
-                "{} restored: {}, {} ms{}",
+                "{} restored from \"{}\": {}, {} ms{}",
                 report.file,
+                report.repository,
                 render::size(report.size),
                 begun.elapsed().as_millis(),
                 if report.prefetched { ", prefetched" } else { "" }

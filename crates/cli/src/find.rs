@@ -26,7 +26,7 @@ pub(crate) fn run(settings: Settings, arguments: FindArguments) -> Result<u8, Pr
     );
     let request = FindRequest {
         sought: sought(&arguments),
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
         system: arguments.system_identifier,
         timeline: arguments.target_timeline,

@@ -12,6 +12,7 @@ mod push_missing;
 #[allow(clippy::expect_used, reason = "fixtures")]
 pub(crate) mod samples;
 mod segment;
+mod several;
 mod wal;
 mod windows;
 
@@ -136,6 +137,9 @@ mod tests {
             tablespaces: &[],
             other_systems: &[],
             as_root: false,
+            whole_in: &[],
+            out: &[],
+            served: None,
         };
         let listing = backups_json(&samples::listing(), samples::now()).expect("JSON");
         let plan = plan_json(&samples::plan(), &destination, false).expect("JSON");

@@ -28,7 +28,7 @@ pub(crate) fn run(
     let request = RestoreRequest {
         target: arguments.target(),
         restore_command: restore_command(&fetch_program(executable)?, &settings)?,
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
         system: arguments.system_identifier,
         backup: arguments.backup,
@@ -56,6 +56,7 @@ pub(crate) fn run(
     let mut recovery = planned.plan.clone();
     let places = planned.places.clone();
     let (other_systems, as_root) = (planned.other_systems.clone(), planned.as_root);
+    let (whole_in, out) = (planned.whole_in.clone(), planned.out().to_vec());
     let progress = progress::on_standard_error();
     let report = call(restore(planned, progress))?;
     if arguments.json {
@@ -67,6 +68,9 @@ pub(crate) fn run(
             tablespaces: &places.tablespaces,
             other_systems: &other_systems,
             as_root,
+            whole_in: &whole_in,
+            out: &out,
+            served: Some(&report.served),
         };
         let page = render::plan_json(&recovery, &destination, true).map_err(Problem::failure)?;
         print(&page)?;
@@ -93,6 +97,9 @@ fn destination(planned: &PlannedRestore) -> Destination<'_> {
         tablespaces: &planned.places.tablespaces,
         other_systems: &planned.other_systems,
         as_root: planned.as_root,
+        whole_in: &planned.whole_in,
+        out: planned.out(),
+        served: None,
     }
 }
 
@@ -109,6 +116,13 @@ fn report_text(report: &RestoreReport, plan: &RecoveryPlan) -> String {
             "configuration from outside the data directory lies in {}",
             extras.display()
         );
+    }
+    if report.several {
+        let served = report.served.iter();
+        let parts: Vec<String> = served
+            .map(|(name, packs)| format!("{packs} packs from \"{name}\""))
+            .collect();
+        let _ = writeln!(text, "read {}", parts.join(", "));
     }
     for added in &report.added {
         let _ = writeln!(text, "added {}", added.display());
@@ -193,6 +207,8 @@ mod tests {
             extras: Some("/restored here.extras".into()),
             added: vec!["/restored here/recovery.signal".into()],
             notes: vec![Note::ArchivesNotYet],
+            served: [("here".to_owned(), 3)].into(),
+            several: false,
         };
         assert_eq!(
             report_text(&report, &samples::plan()),

@@ -22,7 +22,7 @@ pub(crate) fn run(settings: Settings, command: WalCommand) -> Result<u8, Problem
 /// Prints while it lists: an archive may have millions of segments.
 fn run_list(settings: Settings, arguments: &WalListArguments) -> Result<u8, Problem> {
     let request = WalListRequest {
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
         system: arguments.system_identifier,
         timeline: arguments.timeline,
@@ -57,7 +57,7 @@ impl<W: Write> Page<W> {
         match self.json {
             // The header of the table stands above the first file, and not above none.
             false => ControlFlow::Continue(()),
-            true => self.put(render::wal_json_begin(&listing.identity)),
+            true => self.put(render::wal_json_begin(&listing.identity, listing.out())),
         }
     }
 
@@ -104,7 +104,7 @@ impl<W: Write> Page<W> {
 
 fn run_show(settings: Settings, arguments: &WalShowArguments) -> Result<u8, Problem> {
     let request = WalShowRequest {
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
         system: arguments.system_identifier,
         segment: arguments.segment,

@@ -337,7 +337,7 @@ fn backup_warnings(report: &BackupReport) -> String {
 
 fn run_list(settings: Settings, arguments: &ListArguments) -> Result<u8, Problem> {
     let request = ListRequest {
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
     };
     let listing = call(list(&request))?;
@@ -352,7 +352,7 @@ fn run_list(settings: Settings, arguments: &ListArguments) -> Result<u8, Problem
 
 fn run_windows(settings: Settings, arguments: &WindowsArguments) -> Result<u8, Problem> {
     let request = ListRequest {
-        repository: settings.repository,
+        repositories: settings.repositories,
         cluster: settings.cluster,
     };
     let windows = call(windows(&request))?;

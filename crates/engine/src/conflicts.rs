@@ -15,6 +15,7 @@ use walden_model::{
 };
 use walden_pg::{Lsn, SegmentName, SystemIdentifier, WalFileName};
 
+use crate::archive::Archive;
 use crate::catalog::{self, CatalogError, InConflict};
 use crate::codec::{Expected, keyed};
 use crate::event;
@@ -171,6 +172,24 @@ impl Decisions {
         }
         // Names tell seconds alone.
         decisions.sort_by_key(|decision: &Event<Resolved>| std::cmp::Reverse(decision.at));
+        Ok(Self(decisions))
+    }
+
+    /// Reads them from every repository that answers. One that is not heard says nothing, either.
+    pub(crate) async fn of(
+        archive: &Archive,
+        keys: &SystemKeys,
+        archive_id: RandomId,
+    ) -> Result<Self, RepositoryError> {
+        let mut decisions = Vec::new();
+        for repository in archive.repositories() {
+            match Self::read(repository, keys, archive_id).await {
+                Ok(Self(read)) => decisions.extend(read),
+                Err(e) if archive.has_several() && e.trouble() == Trouble::Outage => {}
+                Err(e) => return Err(e),
+            }
+        }
+        decisions.sort_by_key(|decision| std::cmp::Reverse(decision.at));
         Ok(Self(decisions))
     }
 

@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 
 use walden_model::catalog::{DamagedDocument, MissingHistory, UnfinishedBackup, Window};
 use walden_model::index::End;
-use walden_model::{BackupRecord, ClusterName, IdentityDocument};
+use walden_model::{BackupId, BackupRecord, Catalog, ClusterName, IdentityDocument, Lack};
 use walden_pg::SegmentName;
 
+use crate::archive::Archive;
 use crate::catalog::{self, CatalogError, SystemCatalog};
 use crate::index::{Indexes, RunEnd, mark_breaks};
-use crate::repository::{Repository, RepositoryError, RepositorySettings};
+use crate::repository::{RepositoryError, RepositorySettings};
 use crate::windows::{self, RestoreWindow};
 
 /// Whose backups to list.
 #[derive(Debug, Clone)]
 pub struct ListRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
+    /// The repositories, in the order in which they are asked.
+    pub repositories: Vec<RepositorySettings>,
     /// The cluster's name in it.
     pub cluster: ClusterName,
 }
@@ -47,6 +48,19 @@ pub struct SystemListing {
     pub newest: Option<RestoreWindow>,
     /// Archived segments of which another file was set aside: nobody can tell which of the two is this cluster's. No window holds one.
     pub conflicts: Vec<SegmentName>,
+    /// What each repository holds; empty where only one is configured.
+    pub repositories: Vec<ListedRepository>,
+}
+
+/// One of several repositories.
+#[derive(Debug, Clone)]
+pub struct ListedRepository {
+    /// Its name in the configuration.
+    pub name: String,
+    /// What it lacks, or why it was not read, with all causes: then nobody can tell.
+    pub lack: Result<Lack, String>,
+    /// Where what it lacks can be copied from.
+    pub copy_from: Option<String>,
 }
 
 /// A backup, and what stands behind it.
@@ -60,6 +74,8 @@ pub struct ListedBackup {
     pub until: Option<End>,
     /// Keys of its packs and shards that are missing or have another size. Such a backup cannot be restored.
     pub missing_packs: Vec<String>,
+    /// The repositories that hold all of it; empty where only one is configured.
+    pub repositories: Vec<String>,
 }
 
 /// Why nothing was listed.
@@ -75,16 +91,19 @@ pub enum ListError {
 
 /// Lists a cluster's backups.
 pub async fn list(request: &ListRequest) -> Result<Listing, ListError> {
-    let repository = Repository::open(&request.repository).await?;
-    list_in(&repository, &request.cluster).await
+    let archive = Archive::open(&request.repositories).await?;
+    list_in(&archive, &request.cluster).await
 }
 
-/// Lists a cluster's backups in an open repository.
-pub async fn list_in(repository: &Repository, cluster: &ClusterName) -> Result<Listing, ListError> {
-    let (loaded, damaged) = catalog::load_readable(repository, cluster).await?;
+/// Lists a cluster's backups in an open archive.
+pub async fn list_in(
+    archive: impl Into<Archive>,
+    cluster: &ClusterName,
+) -> Result<Listing, ListError> {
+    let (loaded, damaged) = catalog::load_readable(archive, cluster).await?;
     let mut systems = Vec::new();
     for system in loaded {
-        systems.push(listing(repository, system).await?);
+        systems.push(listing(system).await?);
     }
     Ok(Listing {
         cluster: cluster.clone(),
@@ -93,19 +112,17 @@ pub async fn list_in(repository: &Repository, cluster: &ClusterName) -> Result<L
     })
 }
 
-pub(crate) async fn listing(
-    repository: &Repository,
-    system: SystemCatalog,
-) -> Result<SystemListing, RepositoryError> {
+pub(crate) async fn listing(system: SystemCatalog) -> Result<SystemListing, RepositoryError> {
     let SystemCatalog {
         identity,
         mut catalog,
+        archive,
     } = system;
-    let roll_ups = mark_breaks(repository, &mut catalog).await?;
-    let indexes = Indexes::new(repository, &catalog).knowing(roll_ups);
+    let roll_ups = mark_breaks(&archive, &mut catalog).await?;
+    let indexes = Indexes::new(&archive, &catalog).knowing(roll_ups);
     // Runs that end with the same segment end with the same commit.
     let mut ends: BTreeMap<SegmentName, RunEnd> = BTreeMap::new();
-    let newest = windows::newest(repository, &catalog, &indexes).await?;
+    let newest = windows::newest(&archive, &catalog, &indexes).await?;
     if let Some(newest) = &newest {
         ends.insert(newest.window.last_segment, newest.end);
     }
@@ -132,6 +149,7 @@ pub(crate) async fn listing(
             until = end.commit.known();
         }
         backups.push(ListedBackup {
+            repositories: whole_in(&archive, &catalog, &record.backup_id),
             record: record.clone(),
             window,
             until,
@@ -139,6 +157,7 @@ pub(crate) async fn listing(
         });
     }
     Ok(SystemListing {
+        repositories: repositories(&archive, &catalog),
         identity,
         backups,
         newest,
@@ -146,4 +165,52 @@ pub(crate) async fn listing(
         unfinished: catalog.unfinished,
         damaged_documents: catalog.damaged_documents,
     })
+}
+
+/// The names of the repositories that hold all of a backup, where several are configured.
+pub(crate) fn whole_in(archive: &Archive, catalog: &Catalog, id: &BackupId) -> Vec<String> {
+    if !archive.is_one_of_several() {
+        return Vec::new();
+    }
+    if catalog.holdings.is_empty() {
+        let whole = !catalog.missing_packs.contains_key(id);
+        let names = archive.repositories().filter(|_| whole);
+        return names.map(|one| one.name().to_owned()).collect();
+    }
+    let whole = catalog.holdings.iter().filter(|holding| {
+        let missing = holding.backups.get(id);
+        missing.is_some_and(Vec::is_empty)
+    });
+    whole.map(|holding| holding.repository.clone()).collect()
+}
+
+fn repositories(archive: &Archive, catalog: &Catalog) -> Vec<ListedRepository> {
+    if !archive.is_one_of_several() {
+        return Vec::new();
+    }
+    let lacks: Vec<(&str, Lack)> = match catalog.holdings.as_slice() {
+        // One alone lacks nothing that is known.
+        [] => vec![(archive.first().name(), Lack::default())],
+        holdings => holdings
+            .iter()
+            .map(|holding| (holding.repository.as_str(), catalog.lack_of(holding)))
+            .collect(),
+    };
+    let read = lacks.iter().map(|(name, lack)| {
+        let others = lacks.iter().filter(|(other, _)| other != name);
+        let fullest = others.min_by_key(|(_, lack)| (lack.segments, lack.backups.len()));
+        ListedRepository {
+            name: (*name).to_owned(),
+            lack: Ok(lack.clone()),
+            copy_from: fullest
+                .filter(|_| !lack.is_empty())
+                .map(|(other, _)| (*other).to_owned()),
+        }
+    });
+    let out = archive.out().iter().map(|out| ListedRepository {
+        name: out.name.clone(),
+        lack: Err(out.why()),
+        copy_from: None,
+    });
+    read.chain(out).collect()
 }

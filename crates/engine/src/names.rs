@@ -7,18 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use walden_model::names::{NameEntry, Names, Wanted};
 use walden_model::{BackupRecord, HeadKind, ShardRef, SystemKeys, keys};
 
+use crate::archive::Archive;
 use crate::codec::{CodecError, Expected};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::RepositoryError;
 
 /// Reads what is wanted of a backup's names, and what that belongs to ([`Names::root`]). `None` where the backup recorded none.
 ///
 /// Memory grows with what is wanted, not with what is stored.
 ///
 /// # Errors
-/// As [`Repository::read_object`]; a line that is no entry, or a shard that is not the one the commit document names, is damage.
+/// As [`Archive::read_object`]; a line that is no entry, or a shard that is not the one the commit document names, is damage.
 /// Without names everything else can still be told, by numbers.
 pub async fn read(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     keys: &SystemKeys,
     record: &BackupRecord,
     wanted: Wanted,
@@ -26,13 +27,14 @@ pub async fn read(
     let Some(recorded) = &record.names else {
         return Ok(None);
     };
+    let archive = &archive.into();
     let mut names = Names::default();
     let mut asked = HashSet::new();
     let mut wanted = wanted;
     // An owner may stand before what belongs to it, and own nothing else that is wanted: then the shards are read again.
     while !wanted.is_empty() {
         for shard in &recorded.shards {
-            names = read_shard(repository, keys, record, shard, &wanted, names).await?;
+            names = read_shard(archive, keys, record, shard, &wanted, names).await?;
         }
         wanted = Wanted::default();
         for owner in names.missing_owners() {
@@ -45,7 +47,7 @@ pub async fn read(
 }
 
 async fn read_shard(
-    repository: &Repository,
+    archive: &Archive,
     keys: &SystemKeys,
     record: &BackupRecord,
     shard: &ShardRef,
@@ -58,15 +60,19 @@ async fn read_shard(
         archive_id: record.archive_id,
         key: keys::below_cluster(&key).to_owned(),
     };
-    let found = Arc::new(Mutex::new(names));
-    let sink = {
+    let found = Arc::new(Mutex::new(Names::default()));
+    let sink = || {
+        *found.lock().unwrap_or_else(PoisonError::into_inner) = names.clone();
         let (found, wanted) = (found.clone(), wanted.clone());
         move |content: Vec<u8>| {
             let mut names = found.lock().unwrap_or_else(PoisonError::into_inner);
             take_lines(&content, &wanted, &mut names)
         }
     };
-    let object = match repository.read_object(&key, expected, sink).await {
+    match archive
+        .read_object(&key, &expected, Some(shard.table), sink)
+        .await
+    {
         Err(RepositoryError::Sink { key, source }) => {
             let what = match source.get_ref().and_then(|line| line.source()) {
                 Some(cause) => format!("{source}: {cause}"),
@@ -75,17 +81,7 @@ async fn read_shard(
             let source = CodecError::Damaged { what };
             return Err(RepositoryError::Object { key, source });
         }
-        other => other?,
-    };
-    if object.table != shard.table {
-        return Err(RepositoryError::Object {
-            key,
-            source: CodecError::WrongDigest {
-                what: "the tail",
-                found: object.table,
-                expected: shard.table,
-            },
-        });
+        other => drop(other?),
     }
     let mut names = found.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(std::mem::take(&mut *names))
@@ -95,12 +91,16 @@ async fn read_shard(
 fn take_lines(content: &[u8], wanted: &Wanted, names: &mut Names) -> io::Result<()> {
     let lines = content
         .strip_suffix(b"\n")
-        .ok_or_else(|| io::Error::other("a line is not ended"))?;
+        .ok_or_else(|| refused("a line is not ended"))?;
     for line in lines.split(|&byte| byte == b'\n') {
-        let entry = NameEntry::decode_line(line).map_err(io::Error::other)?;
+        let entry = NameEntry::decode_line(line).map_err(refused)?;
         if let Some(entry) = entry.filter(|entry| wanted.wants(entry)) {
             names.insert(entry);
         }
     }
     Ok(())
+}
+
+fn refused(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }

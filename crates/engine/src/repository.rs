@@ -162,6 +162,18 @@ pub enum RepositoryError {
     /// The recipients cannot be had.
     #[error("cannot encrypt for the recipients that the configuration names")]
     Recipients(#[source] KeyError),
+    /// A whole object, but not the one of this backup.
+    #[error(
+        "object {key} is not the one that the backup's commit document names: its tail has {found}, expected {expected}"
+    )]
+    NotNamed {
+        /// Its key.
+        key: String,
+        /// The digest of its tail.
+        found: Sha256Digest,
+        /// What the commit document says.
+        expected: Sha256Digest,
+    },
     /// The one who took the content failed.
     #[error("the content of {key} could not be taken over")]
     Sink {
@@ -240,7 +252,9 @@ impl RepositoryError {
             }
             | RepositoryError::WrongRepository { .. }
             | RepositoryError::NotRegistered { .. } => Trouble::Configuration,
-            RepositoryError::Document { .. } | RepositoryError::Object { .. } => Trouble::Damage,
+            RepositoryError::Document { .. }
+            | RepositoryError::Object { .. }
+            | RepositoryError::NotNamed { .. } => Trouble::Damage,
             RepositoryError::Sink { .. } | RepositoryError::Internal { .. } => Trouble::Local,
         }
     }

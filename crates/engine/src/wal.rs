@@ -12,9 +12,10 @@ use walden_model::{
 use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 use walden_store::ObjectMeta;
 
+use crate::archive::{Archive, OutRepository};
 use crate::catalog::{self, CatalogError};
 use crate::index::{Indexes, read_tail};
-use crate::repository::{Repository, RepositoryError, RepositorySettings, Trouble};
+use crate::repository::{RepositoryError, RepositorySettings, Trouble};
 
 /// Tails that are read at the same time.
 const LANES: usize = 16;
@@ -24,8 +25,8 @@ const WAITING: usize = 64;
 /// Which WAL files to list.
 #[derive(Debug, Clone)]
 pub struct WalListRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
+    /// The repositories, in the order in which they are asked.
+    pub repositories: Vec<RepositorySettings>,
     /// The cluster's name in it.
     pub cluster: ClusterName,
     /// Which of its system identifiers; without one, that which was registered last.
@@ -88,7 +89,7 @@ pub enum WalError {
 pub struct WalListing {
     /// Its registration.
     pub identity: IdentityDocument,
-    repository: Repository,
+    archive: Archive,
     keys: SystemKeys,
     timeline: Option<TimelineId>,
     conflicts: BTreeSet<SegmentName>,
@@ -100,19 +101,26 @@ impl WalListing {
     /// # Errors
     /// As [`catalog::registration`].
     pub async fn open(request: &WalListRequest) -> Result<Self, WalError> {
-        let repository = Repository::open(&request.repository).await?;
-        let identity = catalog::registration(&repository, &request.cluster, request.system).await?;
+        let archive = Archive::open(&request.repositories).await?;
+        let found = catalog::registered(&archive, &request.cluster, request.system).await?;
+        let (identity, archive) = found;
         let keys = SystemKeys {
             cluster: request.cluster.clone(),
             system: identity.system_identifier,
         };
         Ok(Self {
-            conflicts: catalog::quarantined(&repository, &keys, identity.archive_id).await?,
+            conflicts: catalog::quarantined(&archive, &keys, identity.archive_id).await?,
             timeline: request.timeline,
             identity,
-            repository,
+            archive,
             keys,
         })
+    }
+
+    /// Repositories that are not read: what they alone hold is not listed.
+    #[must_use]
+    pub fn out(&self) -> &[OutRepository] {
+        self.archive.out()
     }
 
     /// Gives every file to `visit` in the order of the keys, until it has seen enough. Memory does not grow with their number.
@@ -137,8 +145,9 @@ impl WalListing {
             last: None,
         };
         for prefix in prefixes {
-            let files = walden_store::list_all(self.repository.store().as_ref(), &prefix)
-                .map_err(|e| self.repository.failed(e))
+            let files = self
+                .archive
+                .list_all(&prefix)
                 .try_filter_map(|object| std::future::ready(Ok(self.name(object))))
                 .map_ok(|(name, size)| self.file(name, size))
                 .try_buffered(LANES);
@@ -163,7 +172,7 @@ impl WalListing {
             WalName::History(_) | WalName::Backup { .. } => Indexed::NoRecords,
             WalName::Segment(_) | WalName::Partial { .. } => {
                 let key = self.keys.wal(&name);
-                match read_tail(&self.repository, self.identity.archive_id, &key).await {
+                match read_tail(&self.archive, self.identity.archive_id, &key).await {
                     Ok((_, read)) => read.tail.index.map_or(Indexed::Nothing, Indexed::Said),
                     Err(e) => Indexed::Damaged(damage(e)?),
                 }
@@ -258,8 +267,8 @@ fn absorb(index: &mut SegmentIndex, next: &SegmentIndex) {
 /// Which segment to show.
 #[derive(Debug, Clone)]
 pub struct WalShowRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
+    /// The repositories, in the order in which they are asked.
+    pub repositories: Vec<RepositorySettings>,
     /// The cluster's name in it.
     pub cluster: ClusterName,
     /// Which of its system identifiers; without one, that which was registered last.
@@ -298,14 +307,15 @@ pub struct ShownSegment {
 /// # Errors
 /// It is not archived, or is damaged.
 pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
-    let repository = Repository::open(&request.repository).await?;
-    let identity = catalog::registration(&repository, &request.cluster, request.system).await?;
+    let archive = Archive::open(&request.repositories).await?;
+    let found = catalog::registered(&archive, &request.cluster, request.system).await?;
+    let (identity, archive) = found;
     let keys = SystemKeys {
         cluster: request.cluster.clone(),
         system: identity.system_identifier,
     };
     let key = keys.wal(&WalName::Segment(request.segment));
-    let (stored_size, read) = match read_tail(&repository, identity.archive_id, &key).await {
+    let (stored_size, read) = match read_tail(&archive, identity.archive_id, &key).await {
         Err(e) if e.trouble() == Trouble::Absent => {
             return Err(WalError::NotArchived {
                 segment: request.segment,
@@ -314,7 +324,7 @@ pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
         }
         read => read?,
     };
-    let conflicts = catalog::quarantined(&repository, &keys, identity.archive_id).await?;
+    let conflicts = catalog::quarantined(&archive, &keys, identity.archive_id).await?;
     let following = request.segment.next(identity.wal_segment_size);
     let (index, moments) = if request.read {
         let catalog = Catalog::empty(
@@ -323,7 +333,7 @@ pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
             identity.archive_id,
             identity.wal_segment_size,
         );
-        let indexes = Indexes::new(&repository, &catalog);
+        let indexes = Indexes::new(&archive, &catalog);
         let detail = indexes.detail(request.segment, following).await?;
         (Some(Box::new(detail.index)), Some(detail.moments))
     } else {
@@ -331,7 +341,7 @@ pub async fn show(request: &WalShowRequest) -> Result<ShownSegment, WalError> {
         if let (Some(index), Some(next)) = (&mut index, following) {
             // The record that goes on in the next segment is told with this one, as far as that is archived and can be read.
             let next = keys.wal(&WalName::Segment(next));
-            let next = read_tail(&repository, identity.archive_id, &next).await;
+            let next = read_tail(&archive, identity.archive_id, &next).await;
             let next = next.ok().and_then(|(_, read)| read.tail.index);
             if let Some(next) = next {
                 absorb(index, &next);

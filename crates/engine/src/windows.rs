@@ -5,10 +5,11 @@ use walden_model::catalog::{DamagedDocument, MissingHistory};
 use walden_model::{Catalog, ClusterName, IdentityDocument, TimelineWindow};
 use walden_pg::{SegmentName, TimelineId};
 
+use crate::archive::{Archive, OutRepository};
 use crate::catalog::{self, SystemCatalog};
 use crate::index::{Indexes, RunEnd, mark_breaks};
 use crate::list::{ListError, ListRequest};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::RepositoryError;
 
 /// The windows of a cluster.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub struct SystemWindows {
     pub damaged_documents: Vec<DamagedDocument>,
     /// Archived segments of which another file was set aside: no window holds one.
     pub conflicts: Vec<SegmentName>,
+    /// Repositories that were not read: what they alone hold is not told.
+    pub out: Vec<OutRepository>,
 }
 
 /// The windows of one timeline.
@@ -90,22 +93,22 @@ impl SystemWindows {
 /// # Errors
 /// The repository cannot be asked, or does not know the cluster.
 pub async fn windows(request: &ListRequest) -> Result<Windows, ListError> {
-    let repository = Repository::open(&request.repository).await?;
-    windows_in(&repository, &request.cluster).await
+    let archive = Archive::open(&request.repositories).await?;
+    windows_in(&archive, &request.cluster).await
 }
 
-/// Tells a cluster's windows from an open repository.
+/// Tells a cluster's windows from an open archive.
 ///
 /// # Errors
 /// The repository cannot be asked, or does not know the cluster.
 pub async fn windows_in(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     cluster: &ClusterName,
 ) -> Result<Windows, ListError> {
-    let (loaded, damaged) = catalog::load_readable(repository, cluster).await?;
+    let (loaded, damaged) = catalog::load_readable(archive, cluster).await?;
     let mut systems = Vec::new();
     for system in loaded {
-        systems.push(of_system(repository, system).await?);
+        systems.push(of_system(system).await?);
     }
     Ok(Windows {
         cluster: cluster.clone(),
@@ -114,20 +117,18 @@ pub async fn windows_in(
     })
 }
 
-pub(crate) async fn of_system(
-    repository: &Repository,
-    system: SystemCatalog,
-) -> Result<SystemWindows, RepositoryError> {
+pub(crate) async fn of_system(system: SystemCatalog) -> Result<SystemWindows, RepositoryError> {
     let SystemCatalog {
         identity,
         mut catalog,
+        archive,
     } = system;
-    let roll_ups = mark_breaks(repository, &mut catalog).await?;
-    let indexes = Indexes::new(repository, &catalog).knowing(roll_ups);
+    let roll_ups = mark_breaks(&archive, &mut catalog).await?;
+    let indexes = Indexes::new(&archive, &catalog).knowing(roll_ups);
     let mut timelines = Vec::new();
     for timeline in catalog.timelines_with_wal() {
         let windows = match catalog.windows(timeline) {
-            Ok(windows) => Ok(with_ends(repository, &catalog, &indexes, windows).await?),
+            Ok(windows) => Ok(with_ends(&archive, &catalog, &indexes, windows).await?),
             Err(missing) => Err(missing),
         };
         timelines.push(TimelineWindows {
@@ -141,24 +142,25 @@ pub(crate) async fn of_system(
         identity,
         timelines,
         damaged_documents: catalog.damaged_documents,
+        out: archive.out().to_vec(),
     })
 }
 
 /// The newest window of the newest timeline.
 pub(crate) async fn newest(
-    repository: &Repository,
+    archive: &Archive,
     catalog: &Catalog,
     indexes: &Indexes<'_>,
 ) -> Result<Option<RestoreWindow>, RepositoryError> {
     let timeline = catalog.timelines_with_wal().next_back();
     let windows = timeline.and_then(|timeline| catalog.windows(timeline).ok());
     let last = windows.unwrap_or_default().pop();
-    let mut ended = with_ends(repository, catalog, indexes, last).await?;
+    let mut ended = with_ends(archive, catalog, indexes, last).await?;
     Ok(ended.pop())
 }
 
 async fn with_ends(
-    repository: &Repository,
+    archive: &Archive,
     catalog: &Catalog,
     indexes: &Indexes<'_>,
     windows: impl IntoIterator<Item = TimelineWindow>,
@@ -167,7 +169,7 @@ async fn with_ends(
     for window in windows {
         ended.push(RestoreWindow {
             end: indexes.run_end(window.ranges.clone()).await?,
-            archived_at: archived_at(repository, catalog, window.last_segment).await?,
+            archived_at: archived_at(archive, catalog, window.last_segment).await?,
             window,
         });
     }
@@ -176,7 +178,7 @@ async fn with_ends(
 
 /// When a segment was archived; mostly the catalog knows.
 async fn archived_at(
-    repository: &Repository,
+    archive: &Archive,
     catalog: &Catalog,
     segment: SegmentName,
 ) -> Result<Option<Timestamp>, RepositoryError> {
@@ -184,5 +186,5 @@ async fn archived_at(
     if wal.and_then(|wal| wal.last()) == segment.number(catalog.segment_size) {
         return Ok(catalog.newest_archived_at.get(&segment.timeline).copied());
     }
-    catalog::archived_at(repository, catalog, segment).await
+    catalog::archived_at(archive, catalog, segment).await
 }

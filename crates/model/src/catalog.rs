@@ -10,6 +10,7 @@ use crate::coverage::{Gap, TimelineWal};
 use crate::keys::{BackupId, ClusterName, SystemKeys, WalName};
 use crate::path::WalPath;
 use crate::records::{BackupRecord, RandomId};
+use crate::union::Holding;
 
 /// Timelines begin here; the first has no parents and no history file.
 const FIRST_TIMELINE: TimelineId = TimelineId(1);
@@ -45,6 +46,8 @@ pub struct Catalog {
     pub newest_archived_at: BTreeMap<TimelineId, Timestamp>,
     /// Keys of packs and shards that a commit document names, and that the listing lacks or has with another size.
     pub missing_packs: BTreeMap<BackupId, Vec<String>>,
+    /// What each repository holds of it, where several are read as one archive; else empty.
+    pub holdings: Vec<Holding>,
 }
 
 /// A backup that has begun and has no commit document: it may be running, or have been killed.
@@ -159,6 +162,7 @@ impl Catalog {
             partials: Vec::new(),
             newest_archived_at: BTreeMap::new(),
             missing_packs: BTreeMap::new(),
+            holdings: Vec::new(),
         }
     }
 

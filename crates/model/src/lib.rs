@@ -23,6 +23,7 @@ pub mod retention;
 pub mod rollup;
 pub mod target;
 pub mod unarchived;
+pub mod union;
 pub mod unreachable;
 pub mod windows;
 
@@ -47,6 +48,7 @@ pub use target::{
     BadTarget, RecoveryTarget, TargetAction, TargetKind, TargetTimeline, parse_target_time,
     postgres_time,
 };
+pub use union::{Holding, Lack};
 pub use unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
 pub use windows::{TimelineWindow, WindowStart};
 

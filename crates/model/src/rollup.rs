@@ -259,6 +259,15 @@ impl RollUps {
         }
     }
 
+    /// Those that any of several repositories has.
+    #[must_use]
+    pub fn of_any<'a>(repositories: impl IntoIterator<Item = &'a Self>) -> Self {
+        let known = repositories.into_iter().flat_map(|one| &one.known);
+        Self {
+            known: known.map(|(block, stored)| (*block, *stored)).collect(),
+        }
+    }
+
     /// Stored bytes of the block's segments, if it has a roll-up.
     #[must_use]
     pub fn stored(&self, block: Block) -> Option<u64> {

@@ -527,13 +527,13 @@ impl Load {
 
 fn search(site: &Site<'_>) -> Result<FindReport> {
     let request = FindRequest {
-        repository: RepositorySettings {
+        repositories: vec![RepositorySettings {
             keys: Default::default(),
             name: "here".to_owned(),
             place: Place::Folder(site.repository()),
             id: None,
             required: true,
-        },
+        }],
         cluster: "main".parse()?,
         system: None,
         timeline: None,

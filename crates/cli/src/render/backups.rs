@@ -15,6 +15,7 @@ use walden_model::{
 };
 use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
+use super::several::{JsonRepository, json_repositories, repository_lines};
 use super::windows::{loss_line, lost_seconds};
 use super::{moment, size, span, table};
 
@@ -72,7 +73,10 @@ fn newest(listing: &Listing) -> Option<&RestoreWindow> {
 }
 
 fn system_page(cluster: &ClusterName, system: &SystemListing) -> String {
-    let mut page = if system.backups.is_empty() {
+    let unread = system.repositories.iter().any(|one| one.lack.is_err());
+    let mut page = if system.backups.is_empty() && unread {
+        format!("no backup of cluster {cluster} is in a repository that was read\n")
+    } else if system.backups.is_empty() {
         format!("cluster {cluster} has no backup yet: take one with walden backup\n")
     } else {
         table(&COLUMNS, system.backups.iter().map(row).collect())
@@ -113,6 +117,7 @@ fn system_page(cluster: &ClusterName, system: &SystemListing) -> String {
     for document in &system.damaged_documents {
         let _ = writeln!(page, "damaged: {}: {}", document.key, document.why);
     }
+    page.push_str(&repository_lines(cluster, system));
     page
 }
 
@@ -222,6 +227,7 @@ struct Page<'a> {
     unfinished: Vec<Unfinished<'a>>,
     damaged_documents: Vec<Damaged<'a>>,
     conflicts: Vec<Conflict>,
+    repositories: Vec<JsonRepository<'a>>,
 }
 
 #[derive(Serialize)]
@@ -250,6 +256,7 @@ struct Backup<'a> {
     damaged_blocks: u64,
     damaged: &'a [DamagedBlock],
     missing_objects: &'a [String],
+    repositories: &'a [String],
     /// null where a history file is missing or damaged, so that nobody can tell.
     window: Option<Window>,
 }
@@ -353,6 +360,7 @@ pub fn backups_json(listing: &Listing, now: Timestamp) -> Result<String, serde_j
                 })
             })
             .collect(),
+        repositories: systems.iter().flat_map(json_repositories).collect(),
     };
     Ok(serde_json::to_string_pretty(&page)? + "\n")
 }
@@ -384,6 +392,7 @@ fn json_backup(backup: &ListedBackup) -> Backup<'_> {
         damaged_blocks: record.damaged_blocks,
         damaged: &record.damaged,
         missing_objects: &backup.missing_packs,
+        repositories: &backup.repositories,
         window: backup.window.as_ref().ok().map(|window| Window {
             timeline: window.timeline,
             until: window.until,

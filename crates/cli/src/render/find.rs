@@ -10,6 +10,7 @@ use walden_model::{ClusterName, postgres_time};
 use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
 use super::backups::{JsonGap, json_gap};
+use super::several::{Unread, unread, unread_lines};
 use super::{shell_word, table};
 
 const COLUMNS: [&str; 6] = ["TIME", "TRANSACTION", "LSN", "ACTION", "RELATION", "ROWS"];
@@ -56,6 +57,7 @@ pub fn findings_page(report: &FindReport, walden: &str) -> String {
             "unreadable: {segment}: what happened there cannot be told"
         );
     }
+    page.push_str(&unread_lines(&report.out));
     if report.more {
         page.push_str("there is more: narrow the search, for instance with --between\n");
     }
@@ -143,6 +145,7 @@ struct Page<'a> {
     gaps: Vec<JsonGap>,
     unreadable: Vec<String>,
     nameless: bool,
+    unread: Vec<Unread<'a>>,
 }
 
 #[derive(Serialize)]
@@ -186,6 +189,7 @@ pub fn findings_json(report: &FindReport, walden: &str) -> Result<String, serde_
         gaps: report.gaps.iter().map(json_gap).collect(),
         unreadable: report.unreadable.iter().map(ToString::to_string).collect(),
         nameless: report.nameless,
+        unread: unread(&report.out),
     };
     Ok(serde_json::to_string_pretty(&page)? + "\n")
 }

@@ -1,16 +1,19 @@
 //! A restore's plan: a page for a person to read before it is carried out, and JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use walden_engine::archive::OutRepository;
 use walden_engine::restore::TablespacePlace;
 use walden_model::index::End;
 use walden_model::resolve::{Ending, Stop};
 use walden_model::{BackupId, ClusterName, RecoveryPlan, TargetKind, postgres_time};
 use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
+use super::several::{Unread, unread};
 use super::{moment, size};
 
 /// Where a plan is carried out.
@@ -28,6 +31,12 @@ pub struct Destination<'a> {
     pub other_systems: &'a [SystemIdentifier],
     /// Whether the files will belong to root, as whom PostgreSQL refuses to run.
     pub as_root: bool,
+    /// The repositories that hold all of the backup, where several are configured.
+    pub whole_in: &'a [String],
+    /// Repositories that were not read.
+    pub out: &'a [OutRepository],
+    /// How many packs each repository gave, once it is carried out.
+    pub served: Option<&'a BTreeMap<String, u64>>,
 }
 
 impl Destination<'_> {
@@ -81,6 +90,16 @@ pub fn plan_page(plan: &RecoveryPlan, destination: &Destination<'_>) -> String {
             backup.timeline
         ),
     );
+    match destination.whole_in {
+        [] => {}
+        names => entry("", format!("whole in {}", names.join(", "))),
+    }
+    for out in destination.out {
+        entry(
+            "not read",
+            format!("repository \"{}\": {}", out.name, out.why()),
+        );
+    }
     entry("timeline", lineage(plan));
     let count: u64 = plan.wal.iter().map(|run| run.count).sum();
     entry(
@@ -236,6 +255,8 @@ struct Page<'a> {
     settings: Vec<Setting<'a>>,
     signal: &'static str,
     notes: Vec<String>,
+    unread: Vec<Unread<'a>>,
+    served: Option<&'a BTreeMap<String, u64>>,
 }
 
 #[derive(Serialize)]
@@ -247,6 +268,7 @@ struct Backup<'a> {
     stopped_at: Timestamp,
     files: u64,
     damaged_blocks: u64,
+    repositories: &'a [String],
 }
 
 /// `kind` is `latest`, `immediate`, `time`, `lsn`, `xid` or `name`; `value` is absent for the first two.
@@ -317,6 +339,7 @@ pub fn plan_json(
             stopped_at: backup.stopped_at,
             files: backup.files,
             damaged_blocks: backup.damaged_blocks,
+            repositories: destination.whole_in,
         },
         target: json_target(plan),
         ending: plan.ending.as_ref().map(json_ending),
@@ -351,6 +374,8 @@ pub fn plan_json(
             .collect(),
         signal: plan.signal.file_name(),
         notes: notes(plan, destination),
+        unread: unread(destination.out),
+        served: destination.served,
         tablespaces: destination
             .tablespaces
             .iter()
@@ -415,6 +440,9 @@ mod tests {
             tablespaces,
             other_systems: &[],
             as_root: true,
+            whole_in: &[],
+            out: &[],
+            served: None,
         }
     }
 

@@ -148,6 +148,7 @@ pub fn listing() -> Listing {
                     }),
                     until: Some(last_commit()),
                     missing_packs: vec![],
+                    repositories: vec![],
                 },
                 ListedBackup {
                     window: Ok(Window {
@@ -162,6 +163,7 @@ pub fn listing() -> Listing {
                         "main/{SYSTEM}/backups/{}/packs/00000003.zst",
                         second.backup_id
                     )],
+                    repositories: vec![],
                     record: second,
                 },
             ],
@@ -176,6 +178,7 @@ pub fn listing() -> Listing {
             }],
             newest: Some(newest()),
             conflicts: vec![segment(2, 10)],
+            repositories: vec![],
         }],
         damaged_registrations: vec![DamagedDocument {
             key: "main/identity/7.json".to_owned(),

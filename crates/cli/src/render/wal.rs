@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use walden_engine::archive::OutRepository;
 use walden_engine::wal::{ArchivedWal, Indexed};
 use walden_model::index::{End, SegmentIndex, StopReason, Stopped};
 use walden_model::{IdentityDocument, WalName};
 
+use super::several::unread;
 use super::{moment, size};
 
 /// What stands above [`wal_line`]s.
@@ -100,11 +102,15 @@ pub(super) fn stopped_text(stopped: &Stopped) -> String {
 }
 
 /// What stands before the files of `walden wal list --json`; the files follow, each [`wal_json_line`], and then [`WAL_JSON_END`].
-pub fn wal_json_begin(identity: &IdentityDocument) -> Result<String, serde_json::Error> {
+pub fn wal_json_begin(
+    identity: &IdentityDocument,
+    out: &[OutRepository],
+) -> Result<String, serde_json::Error> {
     Ok(format!(
-        "{{\n  \"version\": 1,\n  \"cluster\": {},\n  \"system_identifier\": {},\n  \"files\": [",
+        "{{\n  \"version\": 1,\n  \"cluster\": {},\n  \"system_identifier\": {},\n  \"unread\": {},\n  \"files\": [",
         serde_json::to_string(&identity.cluster)?,
-        serde_json::to_string(&identity.system_identifier)?
+        serde_json::to_string(&identity.system_identifier)?,
+        serde_json::to_string(&unread(out))?
     ))
 }
 
@@ -210,7 +216,7 @@ missing: 000000020000000000000006 to 000000020000000000000008
             .iter()
             .map(|file| wal_json_line(file).expect("JSON"))
             .collect();
-        let begin = wal_json_begin(&samples::identity()).expect("JSON");
+        let begin = wal_json_begin(&samples::identity(), &[]).expect("JSON");
         let json = begin.clone() + &lines.join(",") + WAL_JSON_END;
         let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(value["version"], 1);

@@ -11,6 +11,7 @@ use walden_model::{BackupId, ClusterName, postgres_time};
 use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
 use super::backups::{Damaged, JsonGap, json_gap};
+use super::several::{Unread, unread, unread_lines};
 use super::{moment, span, table};
 
 const COLUMNS: [&str; 8] = [
@@ -77,7 +78,12 @@ fn system_page(cluster: &ClusterName, system: &SystemWindows) -> String {
             rows.push(row(window));
         }
     }
-    if rows.is_empty() {
+    if rows.is_empty() && !system.out.is_empty() {
+        let _ = writeln!(
+            page,
+            "nothing of cluster {cluster} can be restored from the repositories that were read"
+        );
+    } else if rows.is_empty() {
         let _ = writeln!(
             page,
             "nothing of cluster {cluster} can be restored yet: take a backup with walden backup"
@@ -109,6 +115,7 @@ fn system_page(cluster: &ClusterName, system: &SystemWindows) -> String {
     for document in &system.damaged_documents {
         let _ = writeln!(page, "damaged: {}: {}", document.key, document.why);
     }
+    page.push_str(&unread_lines(&system.out));
     page
 }
 
@@ -157,6 +164,7 @@ struct Page<'a> {
     would_be_lost_seconds: Option<f64>,
     windows: Vec<Window<'a>>,
     damaged_documents: Vec<Damaged<'a>>,
+    unread: Vec<Unread<'a>>,
 }
 
 #[derive(Serialize)]
@@ -207,6 +215,9 @@ pub fn windows_json(windows: &Windows, now: Timestamp) -> Result<String, serde_j
             .chain(&windows.damaged_registrations)
             .map(Damaged::from)
             .collect(),
+        unread: systems
+            .last()
+            .map_or_else(Vec::new, |system| unread(&system.out)),
     };
     Ok(serde_json::to_string_pretty(&page)? + "\n")
 }

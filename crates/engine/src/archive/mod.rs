@@ -4,6 +4,9 @@
 //! the configuration and goes on to the next after an outage, a damage *or an absence*: what one lacks, another gives. What a repository
 //! gave of an object that it did not give whole is never joined with what the next gives.
 
+mod listing;
+#[cfg(test)]
+mod tests;
 mod tries;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,11 +18,11 @@ use walden_model::Sha256Digest;
 
 pub use self::tries::{Tries, Troubled};
 
-use crate::codec::{CodecError, DecodedObject, Expected, ReadTail};
-use crate::repository::{Repository, RepositoryError, RepositorySettings};
+use crate::codec::{DecodedObject, Expected, ReadTail};
+use crate::repository::{Repository, RepositoryError, RepositorySettings, Trouble};
 
 /// For so long after an outage a repository is asked last.
-const ASKED_LAST: Duration = Duration::from_secs(30);
+const ASKED_LAST: Duration = Duration::from_secs(300);
 
 /// The repositories that are read, in the order of the configuration, and those that are not.
 #[derive(Debug, Clone)]
@@ -172,6 +175,18 @@ impl Archive {
         !self.others.is_empty()
     }
 
+    /// Whether more than one is configured.
+    #[must_use]
+    pub fn is_one_of_several(&self) -> bool {
+        self.has_several() || !self.out.is_empty()
+    }
+
+    /// Whether every repository has encrypted objects that cannot be opened ([`Repository::is_locked`]).
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.repositories().all(Repository::is_locked)
+    }
+
     /// Those that are not read.
     #[must_use]
     pub fn out(&self) -> &[OutRepository] {
@@ -200,6 +215,27 @@ impl Archive {
         })
     }
 
+    /// What each repository answered, in their order; those that did not answer are left out from then on.
+    ///
+    /// # Errors
+    /// None answered: the first one's error. Or this machine failed.
+    pub fn answering<T>(
+        &self,
+        answers: Vec<Result<T, RepositoryError>>,
+    ) -> Result<(Self, Vec<T>), Arc<RepositoryError>> {
+        let (mut answered, mut out) = (Vec::new(), Vec::new());
+        for (repository, answer) in self.repositories().zip(answers) {
+            match answer {
+                Ok(answer) => answered.push(answer),
+                Err(e) if !self.has_several() || e.trouble() == Trouble::Local => {
+                    return Err(Arc::new(e));
+                }
+                Err(e) => out.push(OutRepository::new(repository.name(), e)),
+            }
+        }
+        Ok((self.without(out)?, answered))
+    }
+
     /// The same archive, in which the repositories of these names are asked before the others.
     #[must_use]
     pub fn preferring(&self, preferred: &[String]) -> Self {
@@ -213,6 +249,18 @@ impl Archive {
             first: members.next().unwrap_or_else(|| self.first.clone()),
             others: members.collect(),
             out: self.out.clone(),
+        }
+    }
+
+    /// Keeps in mind that a repository did not answer, where that is no reason to ask another.
+    pub(crate) fn is_silent(
+        &self,
+        repository: &Repository,
+        error: &(dyn std::error::Error + 'static),
+    ) {
+        let mut members = self.members();
+        if let Some(member) = members.find(|one| one.repository.name() == repository.name()) {
+            member.has_failed(error);
         }
     }
 
@@ -248,13 +296,10 @@ impl Archive {
         loop {
             let read = repository.read_object(key, expected.clone(), sink()).await;
             let proven = read.and_then(|object| match table {
-                Some(table) if object.table != table => Err(RepositoryError::Object {
+                Some(table) if object.table != table => Err(RepositoryError::NotNamed {
                     key: key.to_owned(),
-                    source: CodecError::WrongDigest {
-                        what: "the tail",
-                        found: object.table,
-                        expected: table,
-                    },
+                    found: object.table,
+                    expected: table,
                 }),
                 _ => Ok(object),
             });

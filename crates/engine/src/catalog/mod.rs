@@ -6,7 +6,9 @@ pub use wal::quarantined;
 pub(crate) use wal::{InConflict, archived_at, in_conflict, load_wal};
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use walden_model::catalog::{Catalog, DamagedDocument, UnfinishedBackup};
 use walden_model::{
@@ -15,6 +17,7 @@ use walden_model::{
 };
 use walden_pg::SystemIdentifier;
 
+use crate::archive::{Archive, OutRepository};
 use crate::repository::{Repository, RepositoryError, Trouble};
 use crate::retired;
 
@@ -28,8 +31,10 @@ pub(crate) const MAX_HISTORY: usize = 1 << 20;
 pub struct SystemCatalog {
     /// Its registration.
     pub identity: IdentityDocument,
-    /// What the repository holds of it.
+    /// What the archive's repositories hold of it.
     pub catalog: Catalog,
+    /// The repositories that the catalog tells of, and those that it does not.
+    pub archive: Archive,
 }
 
 /// Why there is no catalog.
@@ -63,7 +68,7 @@ pub enum CatalogError {
         cluster: ClusterName,
         /// Why.
         #[source]
-        source: RepositoryError,
+        source: Arc<RepositoryError>,
     },
 }
 
@@ -77,23 +82,18 @@ fn known_text(known: &[SystemIdentifier]) -> String {
     }
 }
 
-/// Lists everything of a cluster, or of one of its system identifiers; in the order of registration, never empty.
+/// Lists everything of a cluster, or of one of its system identifiers; in the order of registration, never empty. Of several repositories
+/// those count that answer.
 ///
 /// # Errors
 /// Without a named system identifier, a registration that cannot be read: it may be the one that was meant.
 pub async fn load(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     cluster: &ClusterName,
     system: Option<SystemIdentifier>,
 ) -> Result<Vec<SystemCatalog>, CatalogError> {
-    let failed = |source| CatalogError::Repository {
-        cluster: cluster.clone(),
-        source,
-    };
-    // An unmounted folder lists as empty; only the root document tells it from an empty archive.
-    repository.root().await.map_err(failed)?;
-    let identities = chosen(repository, cluster, system).await?;
-    load_each(repository, cluster, identities).await
+    let registered = Registered::find(archive.into(), cluster, system).await?;
+    registered.all_readable()?.load(cluster).await
 }
 
 /// The registration that is meant: the named one, else the one that was registered last.
@@ -101,65 +101,173 @@ pub async fn load(
 /// # Errors
 /// As [`load`].
 pub async fn registration(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     cluster: &ClusterName,
     system: Option<SystemIdentifier>,
 ) -> Result<IdentityDocument, CatalogError> {
-    let root = repository.root().await;
-    root.map_err(|source| CatalogError::Repository {
-        cluster: cluster.clone(),
-        source,
-    })?;
-    let mut identities = chosen(repository, cluster, system).await?;
-    identities.pop().ok_or_else(|| CatalogError::NoCluster {
-        name: repository.name().to_owned(),
-        cluster: cluster.clone(),
-    })
+    let (identity, _) = registered(archive, cluster, system).await?;
+    Ok(identity)
 }
 
-/// The registrations that are meant, in order.
-async fn chosen(
-    repository: &Repository,
+/// The same, and the repositories to read for it.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) async fn registered(
+    archive: impl Into<Archive>,
     cluster: &ClusterName,
     system: Option<SystemIdentifier>,
-) -> Result<Vec<IdentityDocument>, CatalogError> {
-    let Some(system) = system else {
-        let (identities, damaged) = identities(repository, cluster).await?;
-        return match damaged.into_iter().next() {
-            None => Ok(identities),
-            Some(damaged) => Err(CatalogError::DamagedIdentity {
-                damaged,
-                known: identities.iter().map(|i| i.system_identifier).collect(),
-            }),
-        };
-    };
-    let identity = repository.registration(cluster, system).await;
-    let identity = identity.map_err(|source| CatalogError::Repository {
+) -> Result<(IdentityDocument, Archive), CatalogError> {
+    let registered = Registered::find(archive.into(), cluster, system).await?;
+    let name = registered.archive.first().name().to_owned();
+    let last = registered.all_readable()?.systems.pop();
+    last.ok_or_else(|| CatalogError::NoCluster {
+        name,
         cluster: cluster.clone(),
-        source,
-    })?;
-    Ok(vec![identity])
+    })
 }
 
 /// Lists everything of a cluster that can be read, and names the registrations that cannot; in the order of registration.
 ///
 /// # Errors
-/// Nobody registered the cluster, or the repository cannot be asked.
+/// Nobody registered the cluster, or no repository can be asked.
 pub async fn load_readable(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     cluster: &ClusterName,
 ) -> Result<(Vec<SystemCatalog>, Vec<DamagedDocument>), CatalogError> {
-    let root = repository.root().await;
-    root.map_err(|source| CatalogError::Repository {
-        cluster: cluster.clone(),
-        source,
-    })?;
-    let (identities, damaged) = identities(repository, cluster).await?;
-    let systems = load_each(repository, cluster, identities).await?;
-    Ok((systems, damaged))
+    let mut registered = Registered::find(archive.into(), cluster, None).await?;
+    let damaged = std::mem::take(&mut registered.damaged);
+    Ok((registered.load(cluster).await?, damaged))
 }
 
-/// The registrations of a cluster, in order, and those that cannot be read; one of either at least.
+/// Of each system identifier the registration that counts, and the repositories to read for it.
+type Systems = Vec<(IdentityDocument, Archive)>;
+
+/// The registrations of a cluster.
+struct Registered {
+    /// Those that answered.
+    archive: Archive,
+    /// In the order of registration.
+    systems: Systems,
+    /// Registrations that no repository has whole.
+    damaged: Vec<DamagedDocument>,
+}
+
+impl Registered {
+    /// Asks all repositories. There is at least one registration, whole or damaged.
+    async fn find(
+        archive: Archive,
+        cluster: &ClusterName,
+        system: Option<SystemIdentifier>,
+    ) -> Result<Self, CatalogError> {
+        let failed = |source| CatalogError::Repository {
+            cluster: cluster.clone(),
+            source,
+        };
+        let asked = archive
+            .repositories()
+            .map(|repository| identities_in(repository, cluster, system));
+        let (archive, found) = archive.answering(join_all(asked).await).map_err(failed)?;
+        let named = archive.repositories().map(|repository| repository.name());
+        let mut whole: Vec<(String, IdentityDocument)> = Vec::new();
+        let mut damaged = Vec::new();
+        for (name, found) in named.zip(found) {
+            whole.extend(found.whole.into_iter().map(|i| (name.to_owned(), i)));
+            damaged.extend(found.damaged);
+        }
+        damaged.retain(|document: &DamagedDocument| {
+            let system = keys::parse_identity(cluster, &document.key);
+            !whole
+                .iter()
+                .any(|(_, identity)| Some(identity.system_identifier) == system)
+        });
+        if whole.is_empty() && damaged.is_empty() {
+            // Where one is out, nobody knows that the cluster is not registered.
+            return Err(match (archive.out().first(), system) {
+                (Some(out), _) => failed(out.error.clone()),
+                (None, Some(system)) => failed(Arc::new(RepositoryError::NotRegistered {
+                    name: archive.first().name().to_owned(),
+                    cluster: cluster.clone(),
+                    system,
+                })),
+                (None, None) => CatalogError::NoCluster {
+                    name: archive.first().name().to_owned(),
+                    cluster: cluster.clone(),
+                },
+            });
+        }
+        Ok(Self {
+            systems: systems(&archive, cluster, whole).map_err(failed)?,
+            damaged,
+            archive,
+        })
+    }
+
+    fn all_readable(mut self) -> Result<Self, CatalogError> {
+        match self.damaged.pop() {
+            None => Ok(self),
+            Some(damaged) => {
+                let known = self.systems.iter();
+                Err(CatalogError::DamagedIdentity {
+                    damaged,
+                    known: known
+                        .map(|(identity, _)| identity.system_identifier)
+                        .collect(),
+                })
+            }
+        }
+    }
+
+    async fn load(self, cluster: &ClusterName) -> Result<Vec<SystemCatalog>, CatalogError> {
+        let mut systems = Vec::new();
+        for (identity, archive) in self.systems {
+            let loaded = load_one(archive, cluster, identity).await;
+            systems.push(loaded.map_err(|source| CatalogError::Repository {
+                cluster: cluster.clone(),
+                source,
+            })?);
+        }
+        Ok(systems)
+    }
+}
+
+/// The first registration of each system identifier counts. A repository in which it has another archive id holds another archive under the
+/// same name, and is left out of it.
+fn systems(
+    archive: &Archive,
+    cluster: &ClusterName,
+    whole: Vec<(String, IdentityDocument)>,
+) -> Result<Systems, Arc<RepositoryError>> {
+    let mut systems: Vec<(String, IdentityDocument, Vec<OutRepository>)> = Vec::new();
+    for (name, identity) in whole {
+        let system = identity.system_identifier;
+        let known = systems
+            .iter_mut()
+            .find(|(_, known, _)| known.system_identifier == system);
+        match known {
+            None => systems.push((name, identity, Vec::new())),
+            Some((_, known, _)) if known.archive_id == identity.archive_id => {}
+            Some((other, known, refused)) => {
+                let error = RepositoryError::OtherArchive {
+                    name: name.clone(),
+                    other: other.clone(),
+                    cluster: cluster.clone(),
+                    system,
+                    found: identity.archive_id,
+                    expected: known.archive_id,
+                };
+                refused.push(OutRepository::new(&name, error));
+            }
+        }
+    }
+    systems.sort_by_key(|(_, identity, _)| identity.created_at);
+    let narrowed = systems
+        .into_iter()
+        .map(|(_, identity, refused)| Ok((identity, archive.without(refused)?)));
+    narrowed.collect()
+}
+
+/// The registrations of a cluster in one repository, in order, and those that cannot be read; one of either at least.
 ///
 /// # Errors
 /// As [`load_readable`].
@@ -167,51 +275,83 @@ pub(crate) async fn identities(
     repository: &Repository,
     cluster: &ClusterName,
 ) -> Result<(Vec<IdentityDocument>, Vec<DamagedDocument>), CatalogError> {
-    let failed = |source| CatalogError::Repository {
-        cluster: cluster.clone(),
-        source,
-    };
-    let prefix = keys::identity_prefix(cluster);
-    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
-    for object in repository.list(&prefix).await.map_err(failed)? {
-        let key = object.key.as_str();
-        if keys::parse_identity(cluster, key).is_none() {
-            continue;
+    let registered = Registered::find(repository.into(), cluster, None).await?;
+    let whole = registered.systems.into_iter();
+    Ok((
+        whole.map(|(identity, _)| identity).collect(),
+        registered.damaged,
+    ))
+}
+
+/// What one repository has of registrations.
+struct Identities {
+    whole: Vec<IdentityDocument>,
+    damaged: Vec<DamagedDocument>,
+}
+
+async fn identities_in(
+    repository: &Repository,
+    cluster: &ClusterName,
+    system: Option<SystemIdentifier>,
+) -> Result<Identities, RepositoryError> {
+    // An unmounted folder lists as empty; only the root document tells it from an empty archive.
+    repository.root().await?;
+    let keys = match system {
+        Some(system) => vec![keys::identity(cluster, system)],
+        None => {
+            let objects = repository.list(&keys::identity_prefix(cluster)).await?;
+            let names = objects.into_iter().map(|object| object.key.to_string());
+            names
+                .filter(|key| keys::parse_identity(cluster, key).is_some())
+                .collect()
         }
-        match sort(key, repository.document(key).await).map_err(failed)? {
+    };
+    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
+    for key in keys {
+        match sort(&key, repository.document(&key).await)? {
             Read::Whole(identity) => whole.push(identity),
             Read::Damaged(document) => damaged.push(document),
             Read::Nothing => {}
         }
     }
-    if whole.is_empty() && damaged.is_empty() {
-        return Err(CatalogError::NoCluster {
-            name: repository.name().to_owned(),
-            cluster: cluster.clone(),
-        });
-    }
-    whole.sort_by_key(|identity: &IdentityDocument| identity.created_at);
-    Ok((whole, damaged))
-}
-
-async fn load_each(
-    repository: &Repository,
-    cluster: &ClusterName,
-    identities: Vec<IdentityDocument>,
-) -> Result<Vec<SystemCatalog>, CatalogError> {
-    let mut systems = Vec::new();
-    for identity in identities {
-        let catalog = load_one(repository, cluster, &identity).await;
-        let catalog = catalog.map_err(|source| CatalogError::Repository {
-            cluster: cluster.clone(),
-            source,
-        })?;
-        systems.push(SystemCatalog { identity, catalog });
-    }
-    Ok(systems)
+    Ok(Identities { whole, damaged })
 }
 
 async fn load_one(
+    archive: Archive,
+    cluster: &ClusterName,
+    identity: IdentityDocument,
+) -> Result<SystemCatalog, Arc<RepositoryError>> {
+    let several = archive.has_several();
+    let asked = archive.repositories().map(|repository| {
+        let identity = &identity;
+        async move {
+            let mut part = load_part(repository, cluster, identity).await?;
+            if several {
+                for document in &mut part.damaged_documents {
+                    document.why =
+                        format!("in repository \"{}\": {}", repository.name(), document.why);
+                }
+            }
+            Ok(part)
+        }
+    });
+    let (archive, parts) = archive.answering(join_all(asked).await)?;
+    let names = archive
+        .repositories()
+        .map(|repository| repository.name().to_owned());
+    let union = Catalog::union(names.zip(parts).collect());
+    let mut catalog = union.ok_or_else(|| Arc::new(RepositoryError::NoRepository))?;
+    wal::mark_conflicts(&archive, &mut catalog).await?;
+    Ok(SystemCatalog {
+        identity,
+        catalog,
+        archive,
+    })
+}
+
+/// What one repository holds, but for conflicts: those an archive has as a whole.
+async fn load_part(
     repository: &Repository,
     cluster: &ClusterName,
     identity: &IdentityDocument,

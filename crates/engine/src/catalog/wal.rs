@@ -14,6 +14,7 @@ use walden_pg::history::TimelineHistory;
 use walden_pg::{SegmentName, TimelineId};
 
 use super::{LANES, Loader, MAX_HISTORY, Read, damaged, sort};
+use crate::archive::Archive;
 use crate::codec::{CodecError, Expected, ObjectDecoder};
 use crate::conflicts::Decisions;
 use crate::repository::{End, Repository, RepositoryError, Trouble};
@@ -28,11 +29,13 @@ const HEAD_GUESS: u64 = 4096;
 /// # Errors
 /// The repository cannot be asked.
 pub async fn quarantined(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     keys: &SystemKeys,
     archive_id: RandomId,
 ) -> Result<BTreeSet<SegmentName>, RepositoryError> {
-    let conflicts = conflicts(repository, keys, archive_id).await?.into_iter();
+    let conflicts = conflicts(&archive.into(), keys, archive_id)
+        .await?
+        .into_iter();
     Ok(conflicts
         .filter_map(|name| match name {
             WalName::Segment(segment) => Some(segment),
@@ -41,15 +44,15 @@ pub async fn quarantined(
         .collect())
 }
 
-/// The archived files of which another was set aside, unless a person said that the archived one is this cluster's.
+/// The archived files of which another was set aside, in whichever repository, unless a person said that the archived one is this cluster's.
 async fn conflicts(
-    repository: &Repository,
+    archive: &Archive,
     keys: &SystemKeys,
     archive_id: RandomId,
 ) -> Result<Vec<WalName>, RepositoryError> {
-    let mut conflicts = in_conflict(repository, keys).await?;
+    let mut conflicts = in_conflict(archive, keys).await?;
     if !conflicts.is_empty() {
-        let decisions = Decisions::read(repository, keys, archive_id).await?;
+        let decisions = Decisions::of(archive, keys, archive_id).await?;
         conflicts.retain(|conflict| {
             let archived = conflict.archived.as_ref();
             archived.is_none_or(|archived| {
@@ -57,10 +60,13 @@ async fn conflicts(
             })
         });
     }
-    Ok(conflicts
-        .into_iter()
-        .map(|conflict| conflict.name)
-        .collect())
+    let mut names: Vec<WalName> = Vec::new();
+    for conflict in conflicts {
+        if !names.contains(&conflict.name) {
+            names.push(conflict.name);
+        }
+    }
+    Ok(names)
 }
 
 /// An archived file of which another was set aside.
@@ -74,13 +80,16 @@ pub(crate) struct InConflict {
     pub aside: ShortDigest,
 }
 
-/// All of them, whatever a person said.
+/// All of them, whatever a person said. What stands aside in one repository disputes what is archived in any.
 pub(crate) async fn in_conflict(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     keys: &SystemKeys,
 ) -> Result<Vec<InConflict>, RepositoryError> {
+    let archive = archive.into();
     let mut conflicts = Vec::new();
-    for object in repository.list(&keys.quarantine_prefix()).await? {
+    let prefix = keys.quarantine_prefix();
+    let mut quarantine = archive.list_all(&prefix);
+    while let Some(object) = quarantine.try_next().await? {
         let aside = keys.parse_quarantine(object.key.as_str());
         let Some((name, aside)) =
             aside.and_then(|(file, digest)| Some((WalName::of_file(file)?, digest)))
@@ -88,26 +97,54 @@ pub(crate) async fn in_conflict(
             continue;
         };
         let key = keys.wal(&name);
-        let archived = match repository.read_end(&key).await {
-            Ok((_, End::Tail(read))) => read.tail.sha256,
-            Ok((_, End::Seal(seal))) => seal.content_hmac.map(|digest| Sha256Digest(digest.0)),
-            Err(e) => match e.trouble() {
-                // Not archived at all: missing, like any other.
-                Trouble::Absent => continue,
-                Trouble::Damage | Trouble::Configuration => None,
-                Trouble::Outage | Trouble::Local => return Err(e),
-            },
-        };
-        if archived.map(|digest| digest.short()) != Some(aside) {
-            conflicts.push(InConflict {
-                name,
-                archived,
-                aside_key: object.key.as_str().to_owned(),
-                aside,
-            });
+        for repository in archive.repositories() {
+            let archived = match repository.read_end(&key).await {
+                Ok((_, End::Tail(read))) => read.tail.sha256,
+                Ok((_, End::Seal(seal))) => seal.content_hmac.map(|digest| Sha256Digest(digest.0)),
+                Err(e) => match e.trouble() {
+                    // Not archived there at all: missing, like any other.
+                    Trouble::Absent => continue,
+                    Trouble::Damage | Trouble::Configuration => None,
+                    Trouble::Outage | Trouble::Local => return Err(e),
+                },
+            };
+            if archived.map(|digest| digest.short()) != Some(aside) {
+                conflicts.push(InConflict {
+                    name,
+                    archived,
+                    aside_key: object.key.as_str().to_owned(),
+                    aside,
+                });
+            }
         }
     }
     Ok(conflicts)
+}
+
+/// Says in the catalog what is in conflict.
+pub(super) async fn mark_conflicts(
+    archive: &Archive,
+    catalog: &mut Catalog,
+) -> Result<(), RepositoryError> {
+    let keys = SystemKeys {
+        cluster: catalog.cluster.clone(),
+        system: catalog.system_identifier,
+    };
+    for name in conflicts(archive, &keys, catalog.archive_id).await? {
+        match name {
+            WalName::Segment(segment) => catalog.dispute(segment),
+            WalName::History(timeline) => {
+                catalog.disputed_histories.insert(timeline);
+                catalog.damaged_documents.push(DamagedDocument {
+                    key: keys.wal(&name),
+                    why: "in conflict: another file of that name was set aside in quarantine"
+                        .to_owned(),
+                });
+            }
+            WalName::Partial { .. } | WalName::Backup { .. } => {}
+        }
+    }
+    Ok(())
 }
 
 /// What the repository holds of a system identifier's WAL, and nothing of its backups.
@@ -118,12 +155,13 @@ pub(crate) async fn load_wal(
 ) -> Result<Catalog, RepositoryError> {
     let (loader, mut catalog) = Loader::new(repository, cluster, identity);
     loader.wal(&mut catalog).await?;
+    mark_conflicts(&repository.into(), &mut catalog).await?;
     Ok(catalog)
 }
 
 /// When a segment was written, by its writer's clock; `None` where its head cannot be read.
 pub(crate) async fn archived_at(
-    repository: &Repository,
+    archive: &Archive,
     catalog: &Catalog,
     segment: SegmentName,
 ) -> Result<Option<Timestamp>, RepositoryError> {
@@ -131,11 +169,12 @@ pub(crate) async fn archived_at(
         cluster: catalog.cluster.clone(),
         system: catalog.system_identifier,
     };
-    let read = head_time(repository, &keys, catalog.archive_id, segment).await?;
-    Ok(match read {
-        Read::Whole(at) => Some(at),
-        Read::Damaged(_) | Read::Nothing => None,
-    })
+    for repository in archive.repositories() {
+        if let Read::Whole(at) = head_time(repository, &keys, catalog.archive_id, segment).await? {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
 }
 
 async fn head_time(
@@ -206,27 +245,6 @@ impl Loader<'_> {
     pub(super) async fn wal(&self, catalog: &mut Catalog) -> Result<(), RepositoryError> {
         let mut histories = self.segments(catalog).await?;
         histories.sort_unstable();
-        for name in conflicts(self.repository, &self.keys, self.identity.archive_id).await? {
-            match name {
-                WalName::Segment(segment) => {
-                    let wal = catalog.wal.get_mut(&segment.timeline);
-                    if let (Some(wal), Some(number)) = (wal, segment.number(catalog.segment_size))
-                        && wal.contains(number)
-                    {
-                        wal.conflicts.insert(number);
-                    }
-                }
-                WalName::History(timeline) => {
-                    catalog.disputed_histories.insert(timeline);
-                    catalog.damaged_documents.push(DamagedDocument {
-                        key: self.keys.wal(&name),
-                        why: "in conflict: another file of that name was set aside in quarantine"
-                            .to_owned(),
-                    });
-                }
-                WalName::Partial { .. } | WalName::Backup { .. } => {}
-            }
-        }
         let histories = stream::iter(histories)
             .map(|timeline| self.history(timeline))
             .buffered(LANES);

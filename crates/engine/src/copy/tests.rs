@@ -130,7 +130,7 @@ fn expected(bed: &Bed) -> Vec<(String, Vec<u8>)> {
 }
 
 fn request(bed: &Bed) -> CopyRequest {
-    let settings = bed.request().repository;
+    let settings = bed.request().repositories.remove(0);
     CopyRequest {
         from: settings.clone(),
         to: settings,

@@ -176,6 +176,7 @@ async fn plan(
     let SystemCatalog {
         identity,
         mut catalog,
+        ..
     } = system;
     let mut expiry = SystemExpiry {
         plan: Err(CannotExpire::NoPolicy),

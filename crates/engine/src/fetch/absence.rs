@@ -10,6 +10,7 @@ use walden_pg::{Lsn, SegmentName, TimelineId, WalFileName};
 use walden_store::{ListOptions, ListPage};
 
 use super::FetchError;
+use crate::archive::Archive;
 use crate::catalog::MAX_HISTORY;
 use crate::codec::Expected;
 use crate::repository::{Repository, RepositoryError};
@@ -48,8 +49,57 @@ impl fmt::Display for Hole {
     }
 }
 
-/// Looks for what speaks against the archive ending before this file. `None`: nothing does.
+/// Proves that every configured repository is there, and holds this archive: then what none of them has is nowhere.
+///
+/// # Errors
+/// One is not.
+pub(super) async fn all_there(
+    archive: &Archive,
+    identity: &IdentityDocument,
+) -> Result<(), FetchError> {
+    if let Some(out) = archive.out().first() {
+        return Err(FetchError::Out {
+            name: out.name.clone(),
+            source: out.error.clone(),
+        });
+    }
+    let (cluster, system) = (&identity.cluster, identity.system_identifier);
+    for repository in archive.repositories() {
+        repository.root().await?;
+        if !archive.has_several() {
+            continue;
+        }
+        let found = repository.registration(cluster, system).await?.archive_id;
+        if found != identity.archive_id {
+            return Err(FetchError::Repository(RepositoryError::OtherArchive {
+                name: repository.name().to_owned(),
+                other: archive.first().name().to_owned(),
+                cluster: cluster.clone(),
+                system,
+                found,
+                expected: identity.archive_id,
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// Looks for what speaks against the archive ending before this file, in every repository. `None`: nothing does.
 pub(super) async fn hole(
+    archive: &Archive,
+    identity: &IdentityDocument,
+    system: &SystemKeys,
+    file: WalFileName,
+) -> Result<Option<Hole>, FetchError> {
+    for repository in archive.repositories() {
+        if let Some(hole) = hole_in(repository, identity, system, file).await? {
+            return Ok(Some(hole));
+        }
+    }
+    Ok(None)
+}
+
+async fn hole_in(
     repository: &Repository,
     identity: &IdentityDocument,
     system: &SystemKeys,
@@ -79,7 +129,7 @@ pub(super) async fn hole(
             .objects
             .is_empty()
     {
-        return Err(FetchError::EmptyArchive);
+        return Err(FetchError::EmptyArchive(repository.name().to_owned()));
     }
     Ok(hole)
 }

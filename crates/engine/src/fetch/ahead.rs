@@ -13,8 +13,8 @@ use walden_pg::{SegmentName, WalFileName, WalSegmentSize};
 
 use super::ready::{Brought, Claimed, Ready};
 use super::{FetchError, FetchRequest, create, identity, receive, write_error};
+use crate::archive::Archive;
 use crate::host;
-use crate::repository::Repository;
 
 /// How often is looked what PostgreSQL has taken; a segment takes longer to replay.
 const LOOK: Duration = Duration::from_millis(20);
@@ -85,32 +85,28 @@ pub async fn prefetch(request: &PrefetchRequest) -> Result<(), PrefetchError> {
     let Some(claimed) = claimed else {
         return Ok(());
     };
-    let repository = Repository::open(&served.repository)
+    let repositories = Archive::open(&served.repositories)
         .await
         .map_err(FetchError::from)?;
     let pgdata = host::find_pgdata(served.pgdata.as_deref(), &served.destination);
-    let identity = identity(&repository, &served.cluster, pgdata.as_deref()).await?;
-    let archive = Archive {
+    let identity = identity(&repositories, &served.cluster, pgdata.as_deref()).await?;
+    let source = Source {
         system: SystemKeys {
             cluster: served.cluster.clone(),
             system: identity.system_identifier,
         },
-        repository,
+        repositories,
         identity,
     };
     fill(
         &claimed,
-        &archive,
+        &source,
         Window::new(request.segment_size, request.ahead, last),
     )
     .await
 }
 
-async fn fill(
-    claimed: &Claimed,
-    archive: &Archive,
-    mut window: Window,
-) -> Result<(), PrefetchError> {
+async fn fill(claimed: &Claimed, source: &Source, mut window: Window) -> Result<(), PrefetchError> {
     let mut coming = FuturesUnordered::new();
     let mut expected = BTreeSet::new();
     let mut failure: Option<(SegmentName, FetchError)> = None;
@@ -159,7 +155,7 @@ async fn fill(
             .collect::<Vec<_>>();
         for segment in missing {
             expected.insert(segment);
-            coming.push(async move { (segment, archive.bring(claimed, segment).await) });
+            coming.push(async move { (segment, source.bring(claimed, segment).await) });
         }
         tokio::select! {
             Some((segment, brought)) = coming.next() => {
@@ -183,13 +179,14 @@ async fn fill(
     failure.map_or(Ok(()), |(_, error)| Err(error.into()))
 }
 
-struct Archive {
-    repository: Repository,
+/// Where segments come from.
+struct Source {
+    repositories: Archive,
     system: SystemKeys,
     identity: IdentityDocument,
 }
 
-impl Archive {
+impl Source {
     /// Brings a segment to where PostgreSQL's next call finds it.
     async fn bring(&self, claimed: &Claimed, segment: SegmentName) -> Result<(), FetchError> {
         let path = claimed.path(segment);
@@ -199,9 +196,10 @@ impl Archive {
         claimed.discard(segment);
         // A call that comes now sees that it is on its way.
         create(&path).map_err(|source| write_error(&path, source))?;
-        receive(&self.repository, &self.identity, &key, file, &path).await?;
+        let received = receive(&self.repositories, &self.identity, &key, file, &path).await?;
         let ready = claimed.ready().clone();
-        let laid = tokio::task::spawn_blocking(move || Claimed::lay_ready(&ready, segment));
+        let from = received.repository;
+        let laid = tokio::task::spawn_blocking(move || Claimed::lay_ready(&ready, segment, &from));
         laid.await
             .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
             .map_err(|source| write_error(&path, source))

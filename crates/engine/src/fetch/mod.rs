@@ -6,10 +6,12 @@
 
 mod absence;
 mod ahead;
+mod error;
 mod ready;
 
 pub use absence::Hole;
 pub use ahead::{PrefetchError, PrefetchRequest, prefetch};
+pub use error::FetchError;
 pub use ready::Ready;
 
 use std::fs::{self, File};
@@ -20,15 +22,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use walden_model::{
-    ClusterName, HeadKind, IdentityDocument, Sha256Digest, SystemKeys, WalName, keys,
+    ClusterName, HeadKind, IdentityDocument, Sha256Digest, ShortDigest, SystemKeys, WalName, keys,
 };
-use walden_pg::history::HistoryError;
-use walden_pg::wal_name::ParseWalNameError;
-use walden_pg::{
-    LongPageHeader, SegmentMismatch, SegmentName, SystemIdentifier, WalFileName, check_segment,
-};
+use walden_pg::{LongPageHeader, SegmentName, SystemIdentifier, WalFileName, check_segment};
 
+use crate::archive::{Archive, Served, Troubled};
 use crate::catalog::MAX_HISTORY;
 use crate::codec::{Expected, keyed};
 use crate::conflicts::Decisions;
@@ -38,8 +38,8 @@ use crate::repository::{Repository, RepositoryError, RepositorySettings, Trouble
 /// What to fetch, and where to.
 #[derive(Debug, Clone)]
 pub struct FetchRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
+    /// The repositories, in the order in which they are asked.
+    pub repositories: Vec<RepositorySettings>,
     /// The cluster's name in it.
     pub cluster: ClusterName,
     /// `%f`.
@@ -63,14 +63,16 @@ pub struct FetchReport {
     pub size: u64,
     /// Whether it had been fetched before it was asked for.
     pub prefetched: bool,
+    /// The repository that it came from, by its name in the configuration.
+    pub repository: String,
 }
 
 /// What PostgreSQL may conclude.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Proven: the archive is there, and neither this file nor a later one of its timeline is in it.
+    /// Proven: every configured repository is there, and neither this file nor a later one of its timeline is in any.
     Absent,
-    /// The repository cannot be asked; later it may.
+    /// A repository that may have it cannot be asked; later it may.
     Outage,
     /// What is stored is damaged, or not what its name says.
     Damage,
@@ -110,117 +112,12 @@ impl FetchFailure {
     }
 }
 
-/// Why nothing was fetched.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// `%f` is no WAL file's name.
-    #[error(
-        "it does not name a WAL file; walden-wal-fetch takes what PostgreSQL gives for %f and %p"
-    )]
-    Name(#[source] ParseWalNameError),
-    /// Proven absent.
-    #[error("it is not in the archive, which ends before it")]
-    Absent,
-    /// A hole in the archive.
-    #[error(
-        "it is missing, but {0}: a hole, not the archive's end. Recovery cannot go past it; look for the file in the pg_wal of the primary \
-         and of standbys (but not for the newest segment there, which may be unfinished) and push it with walden-wal-push, or restore to a target before it"
-    )]
-    Hole(Hole),
-    /// The archive has no WAL of this cluster at all.
-    #[error(
-        "the repository has no WAL of this cluster at all, as if a folder below it were not mounted; nobody asks an archive that was never written to"
-    )]
-    EmptyArchive,
-    /// An archived history file that cannot be read.
-    #[error(
-        "an archived history file cannot be read, so that nobody can tell whether a timeline goes on"
-    )]
-    History(#[source] HistoryError),
-    /// No system identifier to be had.
-    #[error(
-        "cannot tell which of the cluster's system identifiers is meant ({}): there is no global/pg_control in the working directory or above \
-         the destination; name the data directory with --pgdata", known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    )]
-    WhichSystem {
-        /// Those that are registered.
-        known: Vec<SystemIdentifier>,
-    },
-    /// The control file cannot be read.
-    #[error("cannot tell which cluster asks")]
-    Control(#[source] host::ControlError),
-    /// The repository's own error.
-    #[error("the repository did not give it; PostgreSQL resumes recovery when it is started again")]
-    Repository(#[source] RepositoryError),
-    /// The stored segment is whole but is not what its name says.
-    #[error("the archived file is not what its name says")]
-    Mismatch(#[source] SegmentMismatch),
-    /// The stored segment belongs to another cluster.
-    #[error("the archived segment belongs to system identifier {found}, expected {expected}")]
-    OtherSystem {
-        /// What its header says.
-        found: SystemIdentifier,
-        /// Who asks.
-        expected: SystemIdentifier,
-    },
-    /// Somebody stored more than a file of this name can have.
-    #[error("the archived file is longer than any of its name: more than {most} bytes")]
-    TooLong {
-        /// The most it can have.
-        most: u64,
-    },
-    /// Another file of the same name was set aside.
-    #[error(
-        "another server's segment of this name was set aside under quarantine/, so nobody can tell which of the two is this cluster's; \
-         restore to a target before it, or from a backup that was taken after the conflict; if you know whose it is, see: walden conflicts"
-    )]
-    InConflict,
-    /// The destination cannot be written.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl FetchError {
-    fn verdict(&self) -> Verdict {
-        match self {
-            FetchError::Absent => Verdict::Absent,
-            FetchError::Hole(_) => Verdict::Hole,
-            FetchError::EmptyArchive => Verdict::Outage,
-            FetchError::Mismatch(_)
-            | FetchError::InConflict
-            | FetchError::OtherSystem { .. }
-            | FetchError::TooLong { .. }
-            | FetchError::History(_) => Verdict::Damage,
-            FetchError::Name(_) | FetchError::WhichSystem { .. } | FetchError::Control(_) => {
-                Verdict::Configuration
-            }
-            FetchError::Write { .. } => Verdict::Internal,
-            FetchError::Repository(e) => match e.trouble() {
-                // An absence of anything but the file itself (`get` tells that apart) proves nothing.
-                Trouble::Absent | Trouble::Outage => Verdict::Outage,
-                Trouble::Damage => Verdict::Damage,
-                Trouble::Configuration => Verdict::Configuration,
-                Trouble::Local => Verdict::Internal,
-            },
-        }
-    }
-}
-
-impl From<RepositoryError> for FetchError {
-    fn from(error: RepositoryError) -> Self {
-        FetchError::Repository(error)
-    }
-}
-
 /// The name under which a file grows beside its destination. One fixed name, so that killed calls leave one file at most, which the
 /// next call overwrites; PostgreSQL never looks at it.
 const GROWING: &str = ".walden";
+
+/// How long the repositories that did not give a segment may take to say whether it is in conflict there. Every segment waits for it.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Fetches one file. It appears under its destination only whole, hashed and checked.
 pub async fn fetch(request: &FetchRequest) -> Result<FetchReport, FetchFailure> {
@@ -235,8 +132,14 @@ pub async fn fetch(request: &FetchRequest) -> Result<FetchReport, FetchFailure> 
         request.retry_for
     };
     let deadline = Instant::now() + patience;
+    // Where there is another to ask, none is waited for long; all are asked again, as long as there is patience.
+    let within = match request.repositories.len() {
+        0 | 1 => patience,
+        _ => Duration::ZERO,
+    };
+    let repositories = request.repositories.iter().cloned();
     let request = &FetchRequest {
-        repository: request.repository.clone().within(patience),
+        repositories: repositories.map(|one| one.within(within)).collect(),
         ..request.clone()
     };
     let mut pause = Duration::from_millis(100);
@@ -266,46 +169,94 @@ pub async fn fetch(request: &FetchRequest) -> Result<FetchReport, FetchFailure> 
 
 async fn attempt(request: &FetchRequest, pgdata: Option<&Path>) -> Result<FetchReport, FetchError> {
     let file: WalFileName = request.name.parse().map_err(FetchError::Name)?;
-    let repository = Repository::open(&request.repository).await?;
-    let identity = identity(&repository, &request.cluster, pgdata).await?;
+    let archive = Archive::open(&request.repositories).await?;
+    let identity = identity(&archive, &request.cluster, pgdata).await?;
     let system = SystemKeys {
         cluster: request.cluster.clone(),
         system: identity.system_identifier,
     };
     let Some(name) = WalName::of_file(file) else {
         // PostgreSQL never asks for a .partial, and its key cannot be told from its name.
-        repository.root().await?;
+        absence::all_there(&archive, &identity).await?;
         return Err(FetchError::Absent);
     };
     let key = system.wal(&name);
-    match get(&repository, &identity, &key, file, &request.destination).await {
-        Err(FetchError::Repository(e)) if e.trouble() == Trouble::Absent => {}
-        other => return other,
-    }
-    // Not there. To be sure, the repository must show that it is there itself, and that this is not a hole.
-    repository.root().await?;
-    let Some(hole) = absence::hole(&repository, &identity, &system, file).await? else {
-        return Err(FetchError::Absent);
+    let got = get(&archive, &identity, &key, file, &request.destination).await;
+    let Some(report) = unless_absent(&archive, got)? else {
+        // Not there. To be sure, each repository must show that it is there itself, and none of them that this is a hole.
+        absence::all_there(&archive, &identity).await?;
+        let Some(hole) = absence::hole(&archive, &identity, &system, file).await? else {
+            return Err(FetchError::Absent);
+        };
+        // It may have been archived, with its successor, since we looked.
+        let got = get(&archive, &identity, &key, file, &request.destination).await;
+        return match unless_absent(&archive, got)? {
+            None => Err(FetchError::Hole(hole)),
+            Some(got) => Ok(got),
+        };
     };
-    // It may have been archived, with its successor, since we looked.
-    match get(&repository, &identity, &key, file, &request.destination).await {
-        Err(FetchError::Repository(e)) if e.trouble() == Trouble::Absent => {
-            Err(FetchError::Hole(hole))
+    Ok(report)
+}
+
+/// `None`: absent in all repositories that were asked. One that was not may have what is absent or damaged in the others.
+fn unless_absent(
+    archive: &Archive,
+    got: Result<FetchReport, FetchError>,
+) -> Result<Option<FetchReport>, FetchError> {
+    let error = match got {
+        Ok(report) => return Ok(Some(report)),
+        Err(error) => error,
+    };
+    match (error.trouble(), archive.out().first()) {
+        (Trouble::Damage, Some(out)) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "{} may have it whole",
+                out.name
+            );
+            Err(FetchError::Out {
+                name: out.name.clone(),
+                source: out.error.clone(),
+            })
         }
-        other => other,
+        (Trouble::Absent, Some(out)) => Err(FetchError::Out {
+            name: out.name.clone(),
+            source: out.error.clone(),
+        }),
+        (Trouble::Absent, None) => Ok(None),
+        _ => Err(error),
     }
 }
 
-/// Whose WAL is asked for: the data directory's control file says, or the only registration.
+/// Whose WAL is asked for: the data directory's control file says, or the only registration. Any repository may tell.
 async fn identity(
-    repository: &Repository,
+    archive: &Archive,
     cluster: &ClusterName,
     pgdata: Option<&Path>,
 ) -> Result<IdentityDocument, FetchError> {
+    let (mut repository, mut tries) = archive.tries();
     if let Some(pgdata) = pgdata {
         let system = host::system_identifier(pgdata).map_err(FetchError::Control)?;
-        return Ok(repository.registration(cluster, system).await?);
+        loop {
+            match repository.registration(cluster, system).await {
+                Ok(identity) => return Ok(identity),
+                Err(e) => repository = tries.after(e)?,
+            }
+        }
     }
+    loop {
+        match only_registration(repository, cluster).await {
+            Ok(identity) => return Ok(identity),
+            Err(FetchError::Repository(e)) => repository = tries.after(e)?,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+async fn only_registration(
+    repository: &Repository,
+    cluster: &ClusterName,
+) -> Result<IdentityDocument, FetchError> {
     let mut known = repository.registrations(cluster).await?;
     match known.pop() {
         Some(only) if known.is_empty() => Ok(only),
@@ -325,7 +276,7 @@ async fn identity(
 type FirstPage = Arc<Mutex<Vec<u8>>>;
 
 async fn get(
-    repository: &Repository,
+    archive: &Archive,
     identity: &IdentityDocument,
     key: &str,
     file: WalFileName,
@@ -334,14 +285,15 @@ async fn get(
     let mut growing = destination.as_os_str().to_owned();
     growing.push(GROWING);
     let growing = PathBuf::from(growing);
-    let placed = receive(repository, identity, key, file, &growing)
+    let placed = receive(archive, identity, key, file, &growing)
         .await
-        .and_then(|size| {
+        .and_then(|received| {
             place(&growing, destination).map_err(|source| write_error(destination, source))?;
             Ok(FetchReport {
                 file,
-                size,
+                size: received.value,
                 prefetched: false,
+                repository: received.repository,
             })
         });
     if placed.is_err() {
@@ -351,14 +303,43 @@ async fn get(
     placed
 }
 
-/// Writes a file to `growing`, which is proven once this returns its size, but not durable yet.
+/// Writes a file to `growing` from the first repository that has it whole. It is proven once this returns its size, but not durable yet.
 async fn receive(
+    archive: &Archive,
+    identity: &IdentityDocument,
+    key: &str,
+    file: WalFileName,
+    growing: &Path,
+) -> Result<Served<u64>, FetchError> {
+    let (mut repository, mut tries) = archive.tries::<FetchError>();
+    loop {
+        let received = async {
+            let received = receive_from(repository, identity, key, file, growing).await?;
+            if let (WalFileName::Segment(segment), Some(content)) = (file, received.content) {
+                check_undisputed(archive, repository, identity, segment, &content).await?;
+            }
+            Ok(received.size)
+        };
+        match received.await {
+            Ok(size) => return Ok(tries.served(size)),
+            Err(e) => repository = tries.after(e)?,
+        }
+    }
+}
+
+struct Received {
+    size: u64,
+    content: Option<Sha256Digest>,
+}
+
+/// Writes one repository's file to `growing`, over what another one gave.
+async fn receive_from(
     repository: &Repository,
     identity: &IdentityDocument,
     key: &str,
     file: WalFileName,
     growing: &Path,
-) -> Result<u64, FetchError> {
+) -> Result<Received, FetchError> {
     let growing = growing.to_path_buf();
     let first: FirstPage = Arc::default();
     let mut output: Option<File> = None;
@@ -404,15 +385,15 @@ async fn receive(
     };
     let size = object.tail.content_size;
     if size == 0 {
-        // No frame, so no file yet.
+        // No frame, so no file yet, or another repository's.
         create(&growing).map_err(|source| write_error(&growing, source))?;
     }
     let first = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
     check(file, identity.system_identifier, &first, size)?;
-    if let (WalFileName::Segment(segment), Some(content)) = (file, object.tail.sha256) {
-        check_undisputed(repository, identity, segment, &content).await?;
-    }
-    Ok(size)
+    Ok(Received {
+        size,
+        content: object.tail.sha256,
+    })
 }
 
 /// Makes a file as PostgreSQL makes those of `pg_wal`, whatever the umask: for its user alone, or for the group, too, that may read the folder
@@ -430,9 +411,10 @@ pub(super) fn create(path: &Path) -> std::io::Result<File> {
 }
 
 /// Where a person set another server's segment of the same name aside, nobody can tell which of the two is this cluster's, and PostgreSQL would
-/// take the wrong one for the end of the log.
+/// take the wrong one for the end of the log. It may stand aside in another repository than the one that gave the segment: all that answer count.
 async fn check_undisputed(
-    repository: &Repository,
+    archive: &Archive,
+    giver: &Repository,
     identity: &IdentityDocument,
     segment: SegmentName,
     content: &Sha256Digest,
@@ -441,33 +423,60 @@ async fn check_undisputed(
         cluster: identity.cluster.clone(),
         system: identity.system_identifier,
     };
-    let aside = repository
-        .list(&format!("{}{segment}.", keys.quarantine_prefix()))
-        .await?;
-    let names = aside
-        .iter()
-        .filter_map(|object| keys.parse_quarantine(object.key.as_str()));
-    let file = WalFileName::Segment(segment);
+    let others = archive
+        .repositories()
+        .filter(|other| other.name() != giver.name());
     // Names and decisions tell the one or, of encrypted files, the other.
     let ours = [
         *content,
         Sha256Digest(keyed(identity.archive_id, content).0),
     ];
-    let mut others = names
-        .filter(|(aside, digest)| *aside == file && ours.iter().all(|ours| *digest != ours.short()))
-        .peekable();
-    if others.peek().is_none() {
+    let (keys, ours) = (&keys, &ours);
+    let others = join_all(others.map(|other| async move {
+        match tokio::time::timeout(ANSWER, set_aside(other, keys, segment, ours)).await {
+            Ok(Ok(aside)) => aside,
+            Ok(Err(error)) => {
+                archive.is_silent(other, &error);
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        }
+    }));
+    let (own, others) = tokio::join!(set_aside(giver, keys, segment, ours), others);
+    let aside: Vec<ShortDigest> = own?.into_iter().chain(others.concat()).collect();
+    if aside.is_empty() {
         return Ok(());
     }
-    let decisions = Decisions::read(repository, &keys, identity.archive_id).await?;
+    let decisions = Decisions::of(archive, keys, identity.archive_id).await?;
+    let file = WalFileName::Segment(segment);
     let are_ours = |aside| {
         ours.iter()
             .any(|ours| decisions.are_ours(file, ours, aside))
     };
-    match others.all(|(_, aside)| are_ours(aside)) {
+    let mut aside = aside.into_iter();
+    match aside.all(are_ours) {
         true => Ok(()),
         false => Err(FetchError::InConflict),
     }
+}
+
+/// The files of a segment's name that a repository has set aside, but for those of our content.
+async fn set_aside(
+    repository: &Repository,
+    keys: &SystemKeys,
+    segment: SegmentName,
+    ours: &[Sha256Digest],
+) -> Result<Vec<ShortDigest>, RepositoryError> {
+    let prefix = format!("{}{segment}.", keys.quarantine_prefix());
+    let listed = repository.list(&prefix).await?;
+    let names = listed
+        .iter()
+        .filter_map(|object| keys.parse_quarantine(object.key.as_str()));
+    let others = names
+        .filter(|(file, _)| *file == WalFileName::Segment(segment))
+        .map(|(_, digest)| digest);
+    let others = others.filter(|digest| ours.iter().all(|ours| *digest != ours.short()));
+    Ok(others.collect())
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> FetchError {

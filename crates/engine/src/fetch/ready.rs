@@ -42,7 +42,7 @@ pub struct Ready {
     folder: PathBuf,
     pgdata: PathBuf,
     postmaster: i32,
-    repository: RepositorySettings,
+    repositories: Vec<RepositorySettings>,
     cluster: ClusterName,
     system: SystemIdentifier,
 }
@@ -70,7 +70,7 @@ impl Ready {
         let ready = Ready {
             folder: pg_wal.join(FOLDER),
             postmaster: host::postmaster(&pgdata)?,
-            repository: request.repository.clone(),
+            repositories: request.repositories.clone(),
             cluster: request.cluster.clone(),
             system: host::system_identifier(&pgdata).ok()?,
             pgdata,
@@ -121,10 +121,12 @@ impl Ready {
         let path = self.path(segment);
         let mut file = open_no_link(OpenOptions::new().read(true), &path).ok()?;
         let meta = file.metadata().ok()?;
-        if self.statement(segment, &meta).as_bytes() != proof {
+        let mut configured = self.repositories.iter();
+        let from = configured.find(|one| self.statement(segment, &meta, one).as_bytes() == proof);
+        let Some(from) = from else {
             tracing::warn!("{} is not what was laid ready", path.display());
             return None;
-        }
+        };
         let mut first = [0; LongPageHeader::LENGTH];
         file.read_exact(&mut first).ok()?;
         let name = WalFileName::Segment(segment);
@@ -143,6 +145,7 @@ impl Ready {
             file: name,
             size: meta.len(),
             prefetched: true,
+            repository: from.name.clone(),
         })
     }
 
@@ -186,14 +189,20 @@ impl Ready {
     }
 
     /// What is said of a segment that was proven. A file that is written to, or moved here from elsewhere, changes its change time.
-    fn statement(&self, segment: SegmentName, meta: &Metadata) -> String {
+    fn statement(
+        &self,
+        segment: SegmentName,
+        meta: &Metadata,
+        from: &RepositorySettings,
+    ) -> String {
         format!(
-            "walden prefetch 1\nsegment {segment}\nsystem {}\ncluster {}\nrepository {:?} {:?}\n\
+            "walden prefetch 2\nsegment {segment}\nsystem {}\ncluster {}\nrepository {:?} {:?} {:?}\n\
              file {} {} {} {} {}.{:09}\n",
             self.system,
             self.cluster,
-            self.repository.place.to_string(),
-            self.repository.id,
+            from.name,
+            from.place.to_string(),
+            from.id,
             meta.is_file(),
             meta.dev(),
             meta.ino(),
@@ -272,10 +281,14 @@ impl Claimed {
     }
 
     /// Makes a whole, verified segment durable and ready. PostgreSQL syncs it, too; then there is nothing left to wait for.
-    pub fn lay_ready(ready: &Ready, segment: SegmentName) -> io::Result<()> {
+    pub fn lay_ready(ready: &Ready, segment: SegmentName, repository: &str) -> io::Result<()> {
         let file = File::open(ready.path(segment))?;
         file.sync_all()?;
-        let statement = ready.statement(segment, &file.metadata()?);
+        let mut configured = ready.repositories.iter();
+        let Some(from) = configured.find(|one| one.name == repository) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let statement = ready.statement(segment, &file.metadata()?, from);
         replace(&ready.proof(segment), &statement)
     }
 

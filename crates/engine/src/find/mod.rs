@@ -13,15 +13,16 @@ use walden_pg::{Lsn, SegmentName, SystemIdentifier, TimelineId};
 
 use search::Search;
 
+use crate::archive::{Archive, OutRepository};
 use crate::catalog::{self, CatalogError, SystemCatalog};
 use crate::index::mark_breaks;
-use crate::repository::{Repository, RepositoryError, RepositorySettings};
+use crate::repository::{RepositoryError, RepositorySettings};
 
 /// What to look for, and where.
 #[derive(Debug, Clone)]
 pub struct FindRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
+    /// The repositories, in the order in which they are asked.
+    pub repositories: Vec<RepositorySettings>,
     /// The cluster's name in it.
     pub cluster: ClusterName,
     /// Which of the cluster's system identifiers; else the one that was registered last.
@@ -112,6 +113,8 @@ pub struct FindReport {
     pub unreadable: Vec<SegmentName>,
     /// No backup recorded names: there are only numbers.
     pub nameless: bool,
+    /// Repositories that were not read: what they alone hold was not searched.
+    pub out: Vec<OutRepository>,
 }
 
 /// One thing that was found.
@@ -180,11 +183,14 @@ pub enum FindError {
 /// The repository cannot be asked, or does not know the cluster or the timeline. A segment that is missing or cannot be read is no error:
 /// the report names it.
 pub async fn find(request: &FindRequest) -> Result<FindReport, FindError> {
-    let repository = Repository::open(&request.repository).await?;
-    let mut systems = catalog::load(&repository, &request.cluster, request.system).await?;
-    let Some(SystemCatalog { catalog, .. }) = systems.pop() else {
+    let archive = Archive::open(&request.repositories).await?;
+    let mut systems = catalog::load(&archive, &request.cluster, request.system).await?;
+    let Some(SystemCatalog {
+        catalog, archive, ..
+    }) = systems.pop()
+    else {
         return Err(CatalogError::NoCluster {
-            name: repository.name().to_owned(),
+            name: archive.first().name().to_owned(),
             cluster: request.cluster.clone(),
         }
         .into());
@@ -201,8 +207,8 @@ pub async fn find(request: &FindRequest) -> Result<FindReport, FindError> {
         .map_err(|source| FindError::Timeline { timeline, source })?;
     // The search goes on behind WAL that recovery does not get past; the ways back do not.
     let mut passable = catalog.clone();
-    mark_breaks(&repository, &mut passable).await?;
-    let search = Search::new(request, &repository, &catalog, &passable, &path, timeline);
+    mark_breaks(&archive, &mut passable).await?;
+    let search = Search::new(request, &archive, &catalog, &passable, &path, timeline);
     Ok(search.run().await?)
 }
 

@@ -14,9 +14,10 @@ use walden_pg::{Lsn, SegmentName, TimelineId};
 
 use super::way::back;
 use super::{FindReport, FindRequest, Finding, Points, What};
+use crate::archive::Archive;
 use crate::index::Indexes;
 use crate::names;
-use crate::repository::{Repository, RepositoryError, Trouble};
+use crate::repository::{RepositoryError, Trouble};
 
 /// Requests under way at the same time.
 const LANES: usize = 16;
@@ -34,7 +35,7 @@ const MOST_FOLLOWED: usize = 64;
 
 pub(super) struct Search<'a> {
     request: &'a FindRequest,
-    repository: &'a Repository,
+    archive: &'a Archive,
     catalog: &'a Catalog,
     /// The same, with what recovery does not get past.
     passable: &'a Catalog,
@@ -56,7 +57,7 @@ type Run = Vec<SegmentRange>;
 impl<'a> Search<'a> {
     pub(super) fn new(
         request: &'a FindRequest,
-        repository: &'a Repository,
+        archive: &'a Archive,
         catalog: &'a Catalog,
         passable: &'a Catalog,
         path: &'a WalPath<'a>,
@@ -71,12 +72,12 @@ impl<'a> Search<'a> {
         let rows = [sought.deleted_more_than, sought.updated_more_than];
         Self {
             request,
-            repository,
+            archive,
             catalog,
             passable,
             path,
             timeline,
-            indexes: Indexes::new(repository, catalog),
+            indexes: Indexes::new(archive, catalog),
             limits: Limits {
                 dropped: sought.dropped,
                 truncated: sought.truncated,
@@ -95,6 +96,7 @@ impl<'a> Search<'a> {
                 gaps: Vec::new(),
                 unreadable: Vec::new(),
                 nameless: named.is_empty(),
+                out: archive.out().to_vec(),
             },
             named,
             next_xid: None,
@@ -193,7 +195,7 @@ impl<'a> Search<'a> {
                     .map(move |number| SegmentName::from_number(timeline, number, size))
             })
             .collect();
-        let indexes = Indexes::new(self.repository, self.catalog);
+        let indexes = Indexes::new(self.archive, self.catalog);
         let mut tails: BoxStream<'_, Result<(SegmentName, Option<SegmentIndex>), RepositoryError>> =
             stream::iter(names)
                 .map(|name| {
@@ -436,7 +438,7 @@ impl<'a> Search<'a> {
             cluster: self.catalog.cluster.clone(),
             system: self.catalog.system_identifier,
         };
-        match names::read(self.repository, &keys, record, wanted).await {
+        match names::read(self.archive, &keys, record, wanted).await {
             Ok(names) => Ok(names),
             Err(e) => match e.trouble() {
                 Trouble::Absent | Trouble::Damage | Trouble::Configuration => {

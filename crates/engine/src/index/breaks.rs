@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use walden_model::index::{SegmentIndex, StopReason};
-use walden_model::{Break, Catalog, Level, RollUps, SegmentRange};
+use walden_model::{Break, Catalog, Level, SegmentRange};
 use walden_pg::{Lsn, SegmentName, TimelineId};
 
 use super::walk::Direction;
-use super::{Indexes, LANES};
-use crate::repository::{Repository, RepositoryError};
+use super::{Indexes, KnownRollUps, LANES};
+use crate::archive::Archive;
+use crate::repository::RepositoryError;
 
 /// Parts of runs that are looked through at the same time.
 const PARTS: usize = 4;
@@ -21,10 +22,10 @@ const PARTS: usize = 4;
 /// # Errors
 /// The repository cannot be asked.
 pub async fn mark_breaks(
-    repository: &Repository,
+    archive: impl Into<Archive>,
     catalog: &mut Catalog,
-) -> Result<Option<RollUps>, RepositoryError> {
-    let indexes = Indexes::new(repository, catalog);
+) -> Result<Option<KnownRollUps>, RepositoryError> {
+    let indexes = Indexes::new(archive, catalog);
     let found = indexes.breaks().await?;
     let roll_ups = indexes.roll_ups.into_inner();
     for (timeline, number, found) in found {

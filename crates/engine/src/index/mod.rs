@@ -11,7 +11,7 @@ mod walk;
 
 pub use breaks::mark_breaks;
 pub use last::{LastCommit, RunEnd};
-pub use rollup::{RollUpReport, roll_up, write_roll_ups};
+pub use rollup::{KnownRollUps, RollUpReport, roll_up, write_roll_ups};
 pub use walk::Summaries;
 
 use std::io;
@@ -19,12 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 use walden_model::index::{DetailReader, SegmentDetail, SegmentIndex};
-use walden_model::{Catalog, HeadKind, RandomId, RollUps, SystemKeys, WalName, keys};
+use walden_model::{Catalog, HeadKind, RandomId, SystemKeys, WalName, keys};
 use walden_pg::SegmentName;
 use walden_pg::wal_record::RelFileLocator;
 
+use crate::archive::Archive;
 use crate::codec::{Expected, ReadTail};
-use crate::repository::{Repository, RepositoryError, Trouble};
+use crate::repository::{RepositoryError, Trouble};
 
 /// Tails and roll-ups that are read at the same time. They are small, so what counts is how long an answer takes.
 const LANES: usize = 32;
@@ -32,19 +33,19 @@ const LANES: usize = 32;
 /// The indexes of one system identifier's archived segments.
 #[derive(Debug)]
 pub struct Indexes<'a> {
-    repository: &'a Repository,
+    archive: Archive,
     catalog: &'a Catalog,
     keys: SystemKeys,
     /// Listed when they are first needed.
-    roll_ups: OnceCell<RollUps>,
+    roll_ups: OnceCell<KnownRollUps>,
 }
 
 impl<'a> Indexes<'a> {
     /// Those of the catalog's segments.
     #[must_use]
-    pub fn new(repository: &'a Repository, catalog: &'a Catalog) -> Self {
+    pub fn new(archive: impl Into<Archive>, catalog: &'a Catalog) -> Self {
         Self {
-            repository,
+            archive: archive.into(),
             catalog,
             keys: SystemKeys {
                 cluster: catalog.cluster.clone(),
@@ -56,7 +57,7 @@ impl<'a> Indexes<'a> {
 
     /// The same, where the roll-ups are listed already.
     #[must_use]
-    pub fn knowing(self, roll_ups: Option<RollUps>) -> Self {
+    pub fn knowing(self, roll_ups: Option<KnownRollUps>) -> Self {
         Self {
             roll_ups: OnceCell::new_with(roll_ups),
             ..self
@@ -71,10 +72,10 @@ impl<'a> Indexes<'a> {
         &self,
         name: SegmentName,
     ) -> Result<Option<SegmentIndex>, RepositoryError> {
-        if self.repository.is_locked() {
+        if self.archive.is_locked() {
             return Ok(None);
         }
-        let read = read_tail(self.repository, self.catalog.archive_id, &self.key(name)).await;
+        let read = read_tail(&self.archive, self.catalog.archive_id, &self.key(name)).await;
         match unless_unusable(read)? {
             Some((_, read)) => {
                 let index = read.tail.index.map(|index| *index);
@@ -135,16 +136,23 @@ impl<'a> Indexes<'a> {
     ) -> Result<(), RepositoryError> {
         let key = self.key(name);
         let expected = self.expected(HeadKind::Wal, &key);
-        let fed = reader.clone();
-        let sink = move |content: Vec<u8>| {
-            let mut reader = lock(&fed);
-            reader.feed(&content);
-            match until_joined && reader.is_joined() {
-                true => Err(io::Error::other("no more is needed")),
-                false => Ok(()),
+        // Another repository's content begins where this one's began.
+        let start = self.archive.has_several().then(|| lock(reader).clone());
+        let sink = || {
+            if let Some(start) = &start {
+                lock(reader).clone_from(start);
+            }
+            let fed = reader.clone();
+            move |content: Vec<u8>| {
+                let mut reader = lock(&fed);
+                reader.feed(&content);
+                match until_joined && reader.is_joined() {
+                    true => Err(io::Error::other("no more is needed")),
+                    false => Ok(()),
+                }
             }
         };
-        match self.repository.read_object(&key, expected, sink).await {
+        match self.archive.read_object(&key, &expected, None, sink).await {
             Err(RepositoryError::Sink { .. }) => Ok(()),
             read => read.map(drop),
         }
@@ -178,11 +186,11 @@ impl<'a> Indexes<'a> {
 
 /// A WAL file's tail, and its stored size; with an index only where that says that it is this object's.
 pub(crate) async fn read_tail(
-    repository: &Repository,
+    archive: &Archive,
     archive_id: RandomId,
     key: &str,
 ) -> Result<(u64, ReadTail), RepositoryError> {
-    let (stored, mut read) = repository.read_tail(key).await?;
+    let (stored, mut read) = archive.read_tail(key).await?;
     let below = keys::below_cluster(key);
     read.tail
         .index

@@ -24,31 +24,34 @@ impl Indexes<'_> {
     ) -> Result<Around, RepositoryError> {
         let size = self.catalog.segment_size;
         let start = name.start(size).unwrap_or(Lsn::INVALID);
-        let reader = SegmentReader::new(start, name.timeline);
-        let reading = Arc::new(Mutex::new((Some(reader), None::<RecordSpan>)));
-        let fed = reading.clone();
-        let sink = move |content: Vec<u8>| {
-            let mut reading = fed.lock().unwrap_or_else(PoisonError::into_inner);
-            let (reader, found) = &mut *reading;
-            if let Some(reader) = reader {
-                reader.feed(&content, &mut |record| {
-                    if found.is_none() && record.lsn >= lsn {
-                        *found = Some(RecordSpan {
-                            lsn: record.lsn,
-                            end_lsn: record.end_lsn,
-                        });
-                    }
-                });
-            }
-            match found {
-                Some(_) => Err(io::Error::other("no more is needed")),
-                None => Ok(()),
+        let reading = Arc::new(Mutex::new((None, None::<RecordSpan>)));
+        let sink = || {
+            let reader = SegmentReader::new(start, name.timeline);
+            *reading.lock().unwrap_or_else(PoisonError::into_inner) = (Some(reader), None);
+            let fed = reading.clone();
+            move |content: Vec<u8>| {
+                let mut reading = fed.lock().unwrap_or_else(PoisonError::into_inner);
+                let (reader, found) = &mut *reading;
+                if let Some(reader) = reader {
+                    reader.feed(&content, &mut |record| {
+                        if found.is_none() && record.lsn >= lsn {
+                            *found = Some(RecordSpan {
+                                lsn: record.lsn,
+                                end_lsn: record.end_lsn,
+                            });
+                        }
+                    });
+                }
+                match found {
+                    Some(_) => Err(io::Error::other("no more is needed")),
+                    None => Ok(()),
+                }
             }
         };
         let key = self.key(name);
         match self
-            .repository
-            .read_object(&key, self.expected(HeadKind::Wal, &key), sink)
+            .archive
+            .read_object(&key, &self.expected(HeadKind::Wal, &key), None, sink)
             .await
         {
             Err(RepositoryError::Sink { .. }) => {}

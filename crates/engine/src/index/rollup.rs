@@ -12,7 +12,7 @@ use walden_model::{
 use super::walk::Direction;
 use super::{Indexes, LANES, unless_unusable};
 use crate::catalog;
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{Repository, RepositoryError, Trouble};
 
 /// Objects that are read at most to write roll-ups once; what is left, the next backup takes up.
 const MOST_READ: u64 = 16_384;
@@ -29,23 +29,45 @@ pub struct RollUpReport {
     pub left: u64,
 }
 
+/// The roll-ups that may be believed. Each repository's are of the segments as they stand there.
+#[derive(Debug, Clone)]
+pub struct KnownRollUps {
+    /// Of any repository.
+    pub(super) all: RollUps,
+    /// By the names of the repositories.
+    of: Vec<(String, RollUps)>,
+}
+
 impl Indexes<'_> {
     /// Those that may be believed.
-    pub(super) async fn roll_ups(&self) -> Result<&RollUps, RepositoryError> {
+    pub(super) async fn roll_ups(&self) -> Result<&KnownRollUps, RepositoryError> {
         let listing = async {
-            let listed = self.listed().await?;
-            Ok(RollUps::new(listed, &self.catalog.wal))
+            let mut of = Vec::new();
+            for repository in self.archive.repositories() {
+                let listed = match self.listed(repository).await {
+                    // Without them everything is read from the segments of those that answer.
+                    Err(e) if self.archive.has_several() && e.trouble() == Trouble::Outage => {
+                        continue;
+                    }
+                    listed => listed?,
+                };
+                let name = repository.name();
+                let known = RollUps::new(listed, self.catalog.wal_in(name));
+                of.push((name.to_owned(), known));
+            }
+            let all = RollUps::of_any(of.iter().map(|(_, known)| known));
+            Ok(KnownRollUps { all, of })
         };
         self.roll_ups.get_or_try_init(|| listing).await
     }
 
-    /// Those that the repository has.
-    async fn listed(&self) -> Result<BTreeSet<Block>, RepositoryError> {
+    /// Those that a repository has.
+    async fn listed(&self, repository: &Repository) -> Result<BTreeSet<Block>, RepositoryError> {
         let size = self.catalog.segment_size;
         let listed = stream::iter(self.catalog.wal.keys().copied())
             .map(|timeline| async move {
                 let prefix = self.keys.rollup_prefix(timeline);
-                self.repository.list(&prefix).await
+                repository.list(&prefix).await
             })
             .buffered(LANES);
         let listed: Vec<_> = listed.try_collect().await?;
@@ -55,23 +77,34 @@ impl Indexes<'_> {
             .collect())
     }
 
-    /// A block's roll-up; `None` where it is missing, damaged, or not of the segments that are archived.
+    /// A block's roll-up; `None` where it is missing, damaged, or not of the segments that are archived beside it.
     pub(super) async fn roll_up(&self, block: Block) -> Result<Option<RollUp>, RepositoryError> {
-        if self.repository.is_locked() {
-            return Ok(None);
-        }
         let key = self.keys.rollup(&block, self.catalog.segment_size);
         let expected = self.expected(HeadKind::RollUp, &key);
-        let read = self.repository.read_small(&key, expected, MAX_ROLLUP);
-        let content = match read.await {
-            // Larger than any that was written.
-            Err(RepositoryError::Sink { .. }) => None,
-            read => unless_unusable(read)?,
-        };
-        let stored = self.roll_ups().await?.stored(block);
-        Ok(content
-            .and_then(|content| RollUp::decode(&content, block))
-            .filter(|roll_up| stored == Some(roll_up.stored)))
+        let known = self.roll_ups().await?;
+        for repository in self.archive.repositories() {
+            if repository.is_locked() {
+                continue;
+            }
+            let mut of = known.of.iter();
+            let of = of.find(|(name, _)| name == repository.name());
+            let Some(stored) = of.and_then(|(_, known)| known.stored(block)) else {
+                continue;
+            };
+            let read = repository.read_small(&key, expected.clone(), MAX_ROLLUP);
+            let content = match read.await {
+                // Larger than any that was written.
+                Err(RepositoryError::Sink { .. }) => None,
+                // The segments say the same, wherever they are.
+                Err(e) if self.archive.has_several() && e.trouble() == Trouble::Outage => None,
+                read => unless_unusable(read)?,
+            };
+            let read = content.and_then(|content| RollUp::decode(&content, block));
+            if let Some(roll_up) = read.filter(|roll_up| roll_up.stored == stored) {
+                return Ok(Some(roll_up));
+            }
+        }
+        Ok(None)
     }
 
     async fn write(&self, block: Block, parts: Vec<Summary>) -> Result<bool, RepositoryError> {
@@ -94,7 +127,8 @@ impl Indexes<'_> {
         };
         let key = self.keys.rollup(&block, self.catalog.segment_size);
         let put = self
-            .repository
+            .archive
+            .first()
             .put_small(
                 &key,
                 self.expected(HeadKind::RollUp, &key),
@@ -131,7 +165,7 @@ pub async fn write_roll_ups(
     repository: &Repository,
     catalog: &Catalog,
 ) -> Result<RollUpReport, RepositoryError> {
-    let mut listed = Indexes::new(repository, catalog).listed().await?;
+    let mut listed = Indexes::new(repository, catalog).listed(repository).await?;
     let mut report = RollUpReport::default();
     let mut read = 0;
     for level in [Level::One, Level::Two] {

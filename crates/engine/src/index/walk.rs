@@ -166,7 +166,7 @@ impl Indexes<'_> {
             let pieces = match coarsest {
                 None => part.into_iter().map(Piece::Segments).collect(),
                 Some(_) => {
-                    let roll_ups = self.roll_ups().await?;
+                    let roll_ups = &self.roll_ups().await?.all;
                     let pieces = part
                         .into_iter()
                         .flat_map(|range| way.pieces(roll_ups, range, coarsest));
@@ -206,7 +206,7 @@ impl Indexes<'_> {
                     let known = self.roll_ups.get();
                     let finer = known.map_or_else(
                         || vec![Piece::Segments(block.range())],
-                        |known| known.pieces(block.range(), block.level.finer()),
+                        |known| known.all.pieces(block.range(), block.level.finer()),
                     );
                     self.fetched(finer, direction).left_stream()
                 }

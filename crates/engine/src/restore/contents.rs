@@ -1,10 +1,11 @@
 //! From packs to files, several packs at a time.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crc32c::{crc32c, crc32c_append, crc32c_combine};
@@ -15,9 +16,9 @@ use walden_model::{BackupRecord, HeadKind, SystemKeys, keys};
 use super::RestoreError;
 use super::index::{FileIndex, FileRef, Piece};
 use super::places::Places;
+use crate::archive::Archive;
 use crate::codec::Expected;
 use crate::progress::Progress;
-use crate::repository::Repository;
 
 /// Until its checksum is proven and its own mode set.
 const FILE_MODE: u32 = 0o600;
@@ -84,40 +85,47 @@ impl Contents {
         }
     }
 
-    /// Writes every byte that stands in a pack. Memory: a few frames and one open file for each worker.
+    /// Writes every byte that stands in a pack. Gives how many packs each repository gave. Memory: a few frames and one open file for each
+    /// worker.
     pub async fn write_packs(
         self: &Arc<Self>,
-        repository: &Repository,
+        archive: &Archive,
         keys: &SystemKeys,
         record: &BackupRecord,
         workers: usize,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<BTreeMap<String, u64>, RestoreError> {
         let mut packs = stream::iter(0..record.packs.len())
-            .map(|number| self.write_pack(repository, keys, record, number))
+            .map(|number| self.write_pack(archive, keys, record, number))
             .buffer_unordered(workers.max(1));
         // After an error the others are not dropped but run to an early end, so that nobody writes any more when this returns.
-        let mut first = Ok(());
+        let mut failed = None;
+        let mut served = BTreeMap::new();
         while let Some(written) = packs.next().await {
-            if first.is_ok() && written.is_err() {
-                self.stopped.store(true, Ordering::Release);
-                first = written;
+            match written {
+                Ok(Some(repository)) => *served.entry(repository).or_default() += 1,
+                Ok(None) => {}
+                Err(e) => {
+                    self.stopped.store(true, Ordering::Release);
+                    failed.get_or_insert(e);
+                }
             }
         }
-        first
+        failed.map_or(Ok(served), Err)
     }
 
+    /// Gives the repository that the pack came from; `None` where nothing of it is needed.
     async fn write_pack(
         self: &Arc<Self>,
-        repository: &Repository,
+        archive: &Archive,
         keys: &SystemKeys,
         record: &BackupRecord,
         number: usize,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<Option<String>, RestoreError> {
         let (Some(pack), Ok(number)) = (record.packs.get(number), u32::try_from(number)) else {
-            return Ok(());
+            return Ok(None);
         };
         if self.index.pieces_of(number).is_empty() || self.stopped.load(Ordering::Acquire) {
-            return Ok(());
+            return Ok(None);
         }
         let key = keys.pack(&pack.backup, pack.number);
         let expected = Expected {
@@ -125,28 +133,32 @@ impl Contents {
             archive_id: record.archive_id,
             key: keys::below_cluster(&key).to_owned(),
         };
-        let writer = Arc::new(Mutex::new(PackWriter {
-            contents: self.clone(),
-            pack: number,
-            next: 0,
-            frame: 0,
-            begun: Vec::new(),
-            open: None,
-        }));
-        let sink = {
+        let told = Arc::new(AtomicU64::new(0));
+        let begin = || PackWriter::new(self.clone(), number, told.clone());
+        let writer = Arc::new(Mutex::new(begin()));
+        // Bytes are written before the whole pack is proven. That is safe: where the proof fails, another repository's pack is written over
+        // them, and where there is none, the restore fails.
+        let sink = || {
+            *lock(&writer) = begin();
             let writer = writer.clone();
-            move |content: Vec<u8>| lock(&writer).take(&content).map_err(io::Error::other)
+            move |content: Vec<u8>| {
+                let taken = lock(&writer).take(&content);
+                taken.map_err(|e| match e {
+                    ContentError::Beyond(_) => io::Error::new(io::ErrorKind::InvalidData, e),
+                    e => io::Error::other(e),
+                })
+            }
         };
-        // Bytes are written before the whole pack is proven. That is safe: where the proof fails, so does the restore.
-        let object = repository.read_object(&key, expected, sink).await?;
-        super::check_table(key.clone(), object.table, pack.table)?;
+        let read = archive
+            .read_object(&key, &expected, Some(pack.table), sink)
+            .await?;
         let left = lock(&writer).left_over();
         match left {
             Some(path) => Err(RestoreError::Content {
                 key,
                 source: ContentError::Beyond(path),
             }),
-            None => Ok(()),
+            None => Ok(Some(read.repository)),
         }
     }
 
@@ -257,6 +269,9 @@ struct PackWriter {
     next: usize,
     frame: u32,
     begun: Vec<Begun>,
+    /// Bytes that were put in their places, and how many of this pack's the progress was told: of another attempt, too.
+    done: u64,
+    told: Arc<AtomicU64>,
     /// The file that was last written: pieces of one file follow each other.
     open: Option<(u32, PathBuf, File)>,
 }
@@ -272,6 +287,19 @@ struct Begun {
 }
 
 impl PackWriter {
+    fn new(contents: Arc<Contents>, pack: u32, told: Arc<AtomicU64>) -> Self {
+        PackWriter {
+            contents,
+            pack,
+            next: 0,
+            frame: 0,
+            begun: Vec::new(),
+            done: 0,
+            told,
+            open: None,
+        }
+    }
+
     fn take(&mut self, content: &[u8]) -> Result<(), ContentError> {
         let contents = self.contents.clone();
         if contents.stopped.load(Ordering::Acquire) {
@@ -307,7 +335,9 @@ impl PackWriter {
             piece.checksum = crc32c_append(piece.checksum, bytes);
             piece.done += bytes.len() as u64;
             piece.from = 0;
-            contents.progress.advance(bytes.len() as u64);
+            self.done += bytes.len() as u64;
+            let told = self.told.fetch_max(self.done, Ordering::AcqRel);
+            contents.progress.advance(self.done.saturating_sub(told));
             if piece.done < piece.piece.length {
                 self.begun.push(piece);
             } else if let Some(checksum) = contents.checksums.get(piece.number as usize) {

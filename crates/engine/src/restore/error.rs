@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use walden_model::{Sha256Digest, Unreachable};
+use walden_model::Unreachable;
 use walden_pg::conf::UnquotableValue;
 use walden_pg::tablespace_map::TablespaceMapError;
 
 use super::contents::ContentError;
 use super::index::FileMapError;
 use super::places::PlaceError;
+use crate::archive::OutRepository;
 use crate::catalog::CatalogError;
 use crate::repository::RepositoryError;
 use crate::resolve::ResolveError;
@@ -25,24 +26,26 @@ pub enum RestoreError {
     /// The target cannot be reached.
     #[error("the target cannot be reached")]
     Unreachable(#[from] Box<Unreachable>),
+    /// The target cannot be reached with what answers.
+    #[error(
+        "the target cannot be reached with what the other repositories hold, and {} not read ({why}): bring {} back, and try again",
+        out_text(out), if out.len() == 1 { "it" } else { "them" }
+    )]
+    UnreachableWithout {
+        /// The names of the repositories that were not read.
+        out: Vec<String>,
+        /// Why the first of them was not.
+        why: String,
+        /// What is missing in the others.
+        #[source]
+        source: Box<Unreachable>,
+    },
     /// There is no place for it.
     #[error("the restore has no place to go")]
     Place(#[from] PlaceError),
     /// The file map is hostile or was written wrongly.
     #[error("the backup's file map is refused")]
     FileMap(#[from] FileMapError),
-    /// A whole object, but not the one of this backup.
-    #[error(
-        "object {key} is not the one that the backup's commit document names: its tail has {found}, expected {expected}"
-    )]
-    WrongTable {
-        /// Its key.
-        key: String,
-        /// The digest of its tail.
-        found: Sha256Digest,
-        /// What the commit document says.
-        expected: Sha256Digest,
-    },
     /// A pack does not hold what the file map says.
     #[error("pack {key} and the file map do not fit together")]
     Content {
@@ -96,6 +99,27 @@ pub enum RestoreError {
         #[source]
         source: Box<RestoreError>,
     },
+}
+
+fn out_text(out: &[String]) -> String {
+    match out {
+        [one] => format!("repository \"{one}\" was"),
+        several => format!("repositories \"{}\" were", several.join("\", \"")),
+    }
+}
+
+impl RestoreError {
+    /// Without what some repositories may hold, nobody knows that a target cannot be reached.
+    pub(super) fn unplanned(error: ResolveError, out: &[OutRepository]) -> Self {
+        match (Self::from(error), out.first()) {
+            (Self::Unreachable(source), Some(first)) => Self::UnreachableWithout {
+                out: out.iter().map(|out| out.name.clone()).collect(),
+                why: first.why(),
+                source,
+            },
+            (error, _) => error,
+        }
+    }
 }
 
 impl From<ResolveError> for RestoreError {

@@ -8,9 +8,9 @@ use walden_model::{
 };
 
 use super::RestoreError;
+use crate::archive::Archive;
 use crate::codec::Expected;
 use crate::host;
-use crate::repository::Repository;
 
 /// Larger than any control file (`PG_CONTROL_FILE_SIZE` in catalog/pg_control.h is 8192); it is held in memory.
 const MAX_CONTROL: u64 = 64 * 1024;
@@ -119,7 +119,7 @@ pub(super) struct FileIndex {
 impl FileIndex {
     /// Reads the file map, shard by shard. What it gives is proven: every shard is the one that the commit document names.
     pub async fn read(
-        repository: &Repository,
+        archive: &Archive,
         keys: &SystemKeys,
         record: &BackupRecord,
     ) -> Result<FileIndex, RestoreError> {
@@ -131,13 +131,17 @@ impl FileIndex {
                 archive_id: record.archive_id,
                 key: keys::below_cluster(&key).to_owned(),
             };
-            lock(&builder).entries_left = shard.entries;
-            let sink = {
+            let begin = lock(&builder).mark();
+            let sink = || {
+                let mut building = lock(&builder);
+                building.back_to(&begin);
+                building.entries_left = shard.entries;
                 let builder = builder.clone();
                 move |content: Vec<u8>| lock(&builder).add_lines(&content)
             };
-            let object = repository.read_object(&key, expected, sink).await?;
-            super::check_table(key, object.table, shard.table)?;
+            archive
+                .read_object(&key, &expected, Some(shard.table), sink)
+                .await?;
             if lock(&builder).entries_left > 0 {
                 return Err(FileMapError::Entries(shard.entries).into());
             }
@@ -205,6 +209,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn refused(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Where a shard begins: what one repository gave of it does not count once another is asked.
+struct Mark {
+    paths: usize,
+    files: usize,
+    pieces: usize,
+    directories: usize,
+    control: Option<u32>,
+    last: Vec<u8>,
+    last_is_file: bool,
+}
+
 /// Makes an index of lines that may be hostile.
 struct Builder {
     index: FileIndex,
@@ -231,18 +250,38 @@ impl Builder {
         }
     }
 
+    /// How much there is, to come back to.
+    fn mark(&self) -> Mark {
+        Mark {
+            paths: self.index.paths.len(),
+            files: self.index.files.len(),
+            pieces: self.index.pieces.len(),
+            directories: self.index.directories.len(),
+            control: self.index.control,
+            last: self.last.clone(),
+            last_is_file: self.last_is_file,
+        }
+    }
+
+    fn back_to(&mut self, mark: &Mark) {
+        self.index.paths.truncate(mark.paths);
+        self.index.files.truncate(mark.files);
+        self.index.pieces.truncate(mark.pieces);
+        self.index.directories.truncate(mark.directories);
+        self.index.control = mark.control;
+        self.last.clone_from(&mark.last);
+        self.last_is_file = mark.last_is_file;
+    }
+
     fn add_lines(&mut self, content: &[u8]) -> io::Result<()> {
         let lines = content
             .strip_suffix(b"\n")
-            .ok_or(FileMapError::CutLine)
-            .map_err(io::Error::other)?;
+            .ok_or_else(|| refused(FileMapError::CutLine))?;
         for line in lines.split(|&byte| byte == b'\n') {
             let more = self.entries_left.checked_sub(1);
-            self.entries_left = more
-                .ok_or(FileMapError::Entries(0))
-                .map_err(io::Error::other)?;
-            self.add(FileEntry::decode_line(line).map_err(io::Error::other)?)
-                .map_err(io::Error::other)?;
+            self.entries_left = more.ok_or_else(|| refused(FileMapError::Entries(0)))?;
+            let entry = FileEntry::decode_line(line).map_err(refused)?;
+            self.add(entry).map_err(refused)?;
         }
         Ok(())
     }

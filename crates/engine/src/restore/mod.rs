@@ -9,7 +9,7 @@ mod places;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use walden_model::{
     BackupId, ClusterName, IdentityDocument, Note, PlanOptions, RecoveryPlan, RecoveryTarget,
-    Sha256Digest, SystemKeys,
+    SystemKeys,
 };
 use walden_pg::SystemIdentifier;
 
@@ -30,18 +30,20 @@ pub use places::{PlaceError, Places, TablespacePlace};
 use contents::{Contents, write_error};
 use index::FileIndex;
 
+use crate::archive::{Archive, OutRepository};
 use crate::catalog::{self, SystemCatalog};
 use crate::host;
 use crate::index::{Indexes, mark_breaks};
+use crate::list;
 use crate::progress::Progress;
-use crate::repository::{Repository, RepositorySettings};
+use crate::repository::RepositorySettings;
 use crate::resolve;
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
 pub struct RestoreRequest {
-    /// The repository.
-    pub repository: RepositorySettings,
+    /// The repositories, in the order in which they are asked.
+    pub repositories: Vec<RepositorySettings>,
     /// The cluster's name in it.
     pub cluster: ClusterName,
     /// Which of the cluster's system identifiers; else the one that was registered last.
@@ -81,7 +83,9 @@ pub struct PlannedRestore {
     pub places: Places,
     /// Whether this is root, to whom PostgreSQL's files must not belong: PostgreSQL refuses to run as root.
     pub as_root: bool,
-    repository: Repository,
+    /// The repositories that hold all of the backup, where several are configured. Others help out.
+    pub whole_in: Vec<String>,
+    archive: Archive,
     keys: SystemKeys,
     index: Arc<FileIndex>,
     workers: usize,
@@ -91,6 +95,11 @@ impl PlannedRestore {
     /// Where the configuration files that the server kept outside PGDATA will lie, if there are any.
     pub fn extras(&self) -> Option<&Path> {
         self.has_extras().then_some(self.places.extras.as_path())
+    }
+
+    /// Repositories that were not read: what they alone hold is not in the plan.
+    pub fn out(&self) -> &[OutRepository] {
+        self.archive.out()
     }
 
     fn has_extras(&self) -> bool {
@@ -115,13 +124,17 @@ pub struct RestoreReport {
     pub added: Vec<PathBuf>,
     /// What only the restored files could tell.
     pub notes: Vec<Note>,
+    /// How many packs each repository gave, by its name.
+    pub served: BTreeMap<String, u64>,
+    /// Whether several repositories are configured.
+    pub several: bool,
 }
 
 /// Plans a restore and proves that it can be begun: the target can be reached, the file map is whole, and the places are free and
 /// large enough. Writes nothing.
 pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreError> {
-    let repository = Repository::open(&request.repository).await?;
-    let mut systems = catalog::load(&repository, &request.cluster, request.system).await?;
+    let archive = Archive::open(&request.repositories).await?;
+    let mut systems = catalog::load(&archive, &request.cluster, request.system).await?;
     let registered: Vec<_> = systems
         .iter()
         .map(|system| system.identity.system_identifier)
@@ -129,10 +142,11 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
     let Some(SystemCatalog {
         identity,
         mut catalog,
+        archive,
     }) = systems.pop()
     else {
         return Err(catalog::CatalogError::NoCluster {
-            name: repository.name().to_owned(),
+            name: archive.first().name().to_owned(),
             cluster: request.cluster.clone(),
         }
         .into());
@@ -143,9 +157,10 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         take_over: request.take_over,
         restore_command: request.restore_command.clone(),
     };
-    let roll_ups = mark_breaks(&repository, &mut catalog).await?;
-    let indexes = Indexes::new(&repository, &catalog).knowing(roll_ups);
-    let plan = resolve::plan(&indexes, &catalog, &request.target, &options).await?;
+    let roll_ups = mark_breaks(&archive, &mut catalog).await?;
+    let indexes = Indexes::new(&archive, &catalog).knowing(roll_ups);
+    let plan = resolve::plan(&indexes, &catalog, &request.target, &options).await;
+    let plan = plan.map_err(|e| RestoreError::unplanned(e, archive.out()))?;
     let places = Places::new(
         &request.target_directory,
         request.waldir.as_deref(),
@@ -160,7 +175,11 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         cluster: request.cluster.clone(),
         system: identity.system_identifier,
     };
-    let index = FileIndex::read(&repository, &keys, &plan.backup).await?;
+    // What is not committed in a repository may be there in part, and whatever it gives is proven: it helps out.
+    let id = &plan.backup.backup_id;
+    let whole_in = list::whole_in(&archive, &catalog, id);
+    let archive = archive.preferring(&catalog.repositories_of(id));
+    let index = FileIndex::read(&archive, &keys, &plan.backup).await?;
     places.check_space(&index)?;
     Ok(PlannedRestore {
         other_systems: registered
@@ -171,7 +190,8 @@ pub async fn plan(request: &RestoreRequest) -> Result<PlannedRestore, RestoreErr
         identity,
         places,
         as_root: rustix::process::geteuid().is_root(),
-        repository,
+        whole_in,
+        archive,
         keys,
         index: Arc::new(index),
         workers: request.workers,
@@ -204,7 +224,7 @@ async fn carry_out(
     let PlannedRestore {
         plan,
         places,
-        repository,
+        archive,
         keys,
         index,
         workers,
@@ -228,8 +248,8 @@ async fn carry_out(
         places.clone(),
         progress.clone(),
     ));
-    contents
-        .write_packs(&repository, &keys, &plan.backup, workers)
+    let served = contents
+        .write_packs(&archive, &keys, &plan.backup, workers)
         .await?;
 
     // A crash leaves all files, perhaps with the settings of the backup's time: still without pg_control.
@@ -267,6 +287,8 @@ async fn carry_out(
         extras,
         added: configured.added,
         notes: configured.notes,
+        served,
+        several: archive.is_one_of_several(),
     })
 }
 
@@ -276,22 +298,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(RestoreError::Internal)?
-}
-
-fn check_table(
-    key: String,
-    found: Sha256Digest,
-    expected: Sha256Digest,
-) -> Result<(), RestoreError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(RestoreError::WrongTable {
-            key,
-            found,
-            expected,
-        })
-    }
 }
 
 /// Makes every directory, and the links to those outside PGDATA. Returns the open roots.

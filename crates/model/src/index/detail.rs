@@ -63,7 +63,7 @@ pub enum MomentKind {
 
 /// Gathers everything from a segment's bytes, fed from the beginning in pieces of any size. The record that goes on behind the segment is
 /// read, too, where the following segment is fed after [`DetailReader::next_segment`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DetailReader {
     reader: SegmentReader,
     gatherer: Gatherer,

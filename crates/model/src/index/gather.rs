@@ -33,7 +33,7 @@ type XidMap<T> = HashMap<u32, T, BuildHasherDefault<XidHasher>>;
 type FileMap<T> = HashMap<RelFileLocator, T, BuildHasherDefault<XidHasher>>;
 
 /// A transaction, or a subtransaction, that has records here.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub xid: u32,
     pub first_lsn: Lsn,
@@ -43,7 +43,7 @@ pub(super) struct Entry {
 }
 
 /// Takes records in WAL order and keeps what matters.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Gatherer {
     pub ends: Option<Ends>,
     pub next_xid: Option<u64>,

@@ -17,7 +17,7 @@ pub(super) struct Row {
 }
 
 /// Chains of [`Row`]s, one a transaction. What is released is used again, so that a segment of many small transactions takes little memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Rows {
     rows: Vec<Row>,
     free: Vec<u32>,

@@ -11,7 +11,7 @@ use crate::{Lsn, MajorVersion, TimelineId};
 ///
 /// Reading ends at the first page or record that does not fit and is not taken up again: recycled segments hold old records with valid CRCs.
 /// A record longer than 1 MiB (of a transaction's end: 16 MiB) that crosses pages is proven, but handed over without its body.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SegmentReader {
     start: Lsn,
     /// The timeline of the segment's name.
@@ -86,7 +86,7 @@ impl PartBytes {
 }
 
 /// A record, or its rest, as far as pages were read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Carried {
     /// Where it begins; `None` in an earlier segment.
     lsn: Option<Lsn>,

@@ -75,6 +75,7 @@ pub fn windows() -> Windows {
                 why: "its last line does not fit".to_owned(),
             }],
             conflicts: vec![segment(2, 10)],
+            out: vec![],
         }],
         damaged_registrations: vec![],
     }
@@ -159,5 +160,6 @@ pub fn findings() -> FindReport {
         }],
         unreadable: vec![segment(2, 7)],
         nameless: true,
+        out: vec![],
     }
 }

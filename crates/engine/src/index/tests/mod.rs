@@ -53,13 +53,13 @@ async fn with_a_million_segments_a_list_and_a_plan_take_less_than_two_seconds_of
     let system = loaded.pop().unwrap();
 
     let begin = Instant::now();
-    let listing = listing(&repository, system.clone()).await.unwrap();
+    let listing = listing(system.clone()).await.unwrap();
     let listed = rounds(&store, "list-backups", begin);
     assert_eq!(listing.backups[0].until, Some(last));
     assert_eq!(listing.backups[0].window.as_ref().unwrap().first_gap, None);
 
     let begin = Instant::now();
-    let told = of_system(&repository, system.clone()).await.unwrap();
+    let told = of_system(system.clone()).await.unwrap();
     let told_in = rounds(&store, "windows", begin);
     let newest = told.newest().unwrap();
     assert_eq!(newest.end.commit, LastCommit::Known(last));

@@ -386,7 +386,7 @@ impl Bed {
 
     pub fn request(&self) -> RestoreRequest {
         RestoreRequest {
-            repository: settings(&self.dir.path().join("repository")),
+            repositories: vec![settings(&self.dir.path().join("repository"))],
             cluster: self.keys.cluster.clone(),
             system: None,
             target: RecoveryTarget::default(),

@@ -52,7 +52,7 @@ async fn backups_in_every_state_are_told_apart() {
     bed.wal("000000010000000000000005", b"behind a gap").await;
 
     let request = ListRequest {
-        repository: bed.request().repository,
+        repositories: bed.request().repositories,
         cluster: bed.keys.cluster.clone(),
     };
     let listing = list(&request).await.unwrap();
