@@ -1,5 +1,6 @@
 //! A bucket as the repository, on real object stores: the whole way round, and what happens where the store is away or refuses.
 
+mod faults;
 mod nodes;
 mod permissions;
 
@@ -283,6 +284,7 @@ fn stops(restored: &mut Cluster, says: &[&str]) -> Result<()> {
 /// Calls of the two programs, as PostgreSQL makes them.
 struct Host<'a> {
     site: Site<'a>,
+    server: &'a S3Server,
     /// Ready, and not archived.
     segment: String,
 }
@@ -292,7 +294,7 @@ impl<'a> Host<'a> {
     fn new(
         install: &'a PgInstall,
         dir: &'a TestDir,
-        server: &S3Server,
+        server: &'a S3Server,
         proxy: &FaultProxy,
         more: &str,
     ) -> Result<Self> {
@@ -305,9 +307,44 @@ impl<'a> Host<'a> {
         site.production
             .psql("ALTER SYSTEM SET archive_command = 'false'")?;
         site.production.psql("SELECT pg_reload_conf()")?;
-        site.production.psql("CREATE TABLE t (n int)")?;
-        let segment = site.production.switch_wal()?;
-        Ok(Self { site, segment })
+        let mut host = Self {
+            site,
+            server,
+            segment: String::new(),
+        };
+        host.next()?;
+        Ok(host)
+    }
+
+    /// Goes on to another segment that is ready.
+    fn next(&mut self) -> Result<()> {
+        let rows =
+            "CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t SELECT generate_series(1, 1000)";
+        self.site.production.psql(rows)?;
+        self.segment = self.site.production.switch_wal()?;
+        Ok(())
+    }
+
+    /// Lets the server archive by itself, from here on.
+    fn archives_again(&self) -> Result<()> {
+        let production = &self.site.production;
+        production.psql("ALTER SYSTEM RESET archive_command")?;
+        production.psql("SELECT pg_reload_conf()")?;
+        production.psql("INSERT INTO t VALUES (1)")?;
+        self.site.archive_all().map(drop)
+    }
+
+    /// The segment comes back as it is in pg_wal.
+    fn fetches_the_same(&self) -> Result<()> {
+        self.fetch()?.exited(0)?;
+        let wal = self.site.production.pgdata().join("pg_wal");
+        let (archived, fetched) = (wal.join(&self.segment), wal.join("RECOVERYXLOG"));
+        ensure!(
+            fs::read(&archived)? == fs::read(&fetched)?,
+            "{} should come back as it was",
+            self.segment
+        );
+        fs::remove_file(fetched).context("cannot remove what was fetched")
     }
 
     fn call(&self, program: &str, arguments: &[&str]) -> Result<Said> {
@@ -317,7 +354,13 @@ impl<'a> Host<'a> {
             .arg(self.site.dir.join("walden.yaml"))
             .args(arguments)
             .current_dir(self.site.production.pgdata());
-        Said::run(&mut command)
+        let said = Said::run(&mut command)?;
+        silent(
+            program,
+            &format!("{}{}", said.stdout, said.stderr),
+            self.server,
+        )?;
+        Ok(said)
     }
 
     fn push(&self) -> Result<Said> {
@@ -394,7 +437,6 @@ fn refusals(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let wrong = credentials.replace(server.secret_key(), CANARY);
     dir.server_file("credentials", wrong)?;
     for said in [host.push()?.exited(1)?, host.fetch()?.exited(200)?] {
-        silent("a program", &said.stderr, &server)?;
         said.naming(&[S3Server::BUCKET, "credentials do not hold"])?;
     }
     fs::remove_file(dir.join("credentials"))?;
@@ -439,7 +481,7 @@ fn refusals(install: &PgInstall, dir: &TestDir) -> Result<()> {
 fn hangs(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let server = S3Server::s3s_fs()?;
     let proxy = FaultProxy::before(server.address())?;
-    let more = "push: { deadline: 8s }\nfetch: { retry_for: 1ms }\n";
+    let more = "log_level: trace\npush: { deadline: 8s }\nfetch: { retry_for: 1ms }\n";
     let host = Host::new(install, dir, &server, &proxy, more)?;
     for method in ["GET", "HEAD", "PUT"] {
         proxy.fault(method, PREFIX, 0, usize::MAX, Fault::Hang);
