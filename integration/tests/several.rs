@@ -54,7 +54,11 @@ impl<'a> Scene<'a> {
             there.display()
         );
         dir.server_file(BOTH, text)?;
-        Ok(Self { site, here, there })
+        dir.server_dir("there")?;
+        dir.server_dir("fetched")?;
+        let scene = Self { site, here, there };
+        scene.walden(&["init"])?.exited(0)?;
+        Ok(scene)
     }
 
     /// A row in a segment of its own, archived.
@@ -65,16 +69,11 @@ impl<'a> Scene<'a> {
         self.site.archive_all()
     }
 
-    /// `there` becomes what `here` is now.
+    /// `there` gets what `here` has now.
     fn copy(&self) -> Result<()> {
-        if self.there.exists() {
-            fs::remove_dir_all(&self.there)?;
-        }
-        run(Command::new("cp")
-            .arg("-a")
-            .arg(&self.here)
-            .arg(&self.there))
-        .map(drop)
+        self.walden(&["copy", "--from", "here", "--to", "there"])?
+            .exited(0)
+            .map(drop)
     }
 
     fn walden(&self, args: &[&str]) -> Result<Said> {
@@ -97,7 +96,7 @@ impl<'a> Scene<'a> {
             .arg("--pgdata")
             .arg(self.site.production.pgdata())
             .arg(file)
-            .arg(self.site.dir.server_dir("fetched")?.join("RECOVERYXLOG"));
+            .arg(self.site.dir.join("fetched").join("RECOVERYXLOG"));
         Said::run(&mut fetch)
     }
 
@@ -324,6 +323,7 @@ fn restores(install: &PgInstall, dir: &TestDir) -> Result<()> {
         .site
         .production
         .psql("INSERT INTO kept SELECT generate_series(1, 1000)")?;
+    scene.site.archive_all()?;
     let backup = scene.site.backup(&[])?;
     scene.segment()?;
     scene.copy()?;
@@ -388,6 +388,7 @@ fn restores(install: &PgInstall, dir: &TestDir) -> Result<()> {
 
 fn standby(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let scene = Scene::new(install, dir)?;
+    scene.site.archive_all()?;
     scene.site.backup(&[])?;
     scene.segment()?;
     scene.copy()?;
