@@ -3,7 +3,7 @@
 
     recover-by-hand.py REPOSITORY CLUSTER BACKUP-ID TARGET-DIRECTORY
 
-Needs Python 3.9, its standard library, and the zstd program. Written from FORMAT.md alone; its words are used here.
+Needs Python 3.9, its standard library, the zstd program, and age where objects are encrypted (--identity). Written from FORMAT.md alone; its words are used here.
 Run it as the user who will run PostgreSQL. WAL goes to TARGET-DIRECTORY.wal, configuration files that the server
 kept outside its data directory go to TARGET-DIRECTORY.extras.
 
@@ -26,18 +26,21 @@ from pathlib import Path
 
 MAGIC = (0x184D2A5D).to_bytes(4, "little")
 COPY = 4 << 20
+SEAL = 512
+identity = None  # the file that opens encrypted objects
 
 
 def fail(message):
     sys.exit(f"recover-by-hand: {message}")
 
 
-def readable(what, where):
+def readable(what, where, known=()):
     """FORMAT.md, "Versions"."""
     if what["format"] != 1:
         fail(f"{where} has format {what['format']}; this program reads 1")
-    if what["required_features"]:
-        fail(f"{where} requires {what['required_features']}, of which this program knows none")
+    unknown = set(what["required_features"]) - set(known)
+    if unknown:
+        fail(f"{where} requires {sorted(unknown)}, which this program does not know")
     return what
 
 
@@ -64,14 +67,45 @@ def metadata(frame, mark, path):
     return json.loads(text), "sha256:" + digest.hex()
 
 
-def content(path, kind, key, archive_id, out, table=None):
-    """FORMAT.md, "Framed objects": proves the object, and writes its content to the file `out`. Returns the tail."""
+def opened(path, out):
+    """FORMAT.md, "Encrypted objects": writes the object inside to the file `out` and returns the envelope; None where it is not encrypted."""
     with open(path, "rb") as stored, mmap.mmap(stored.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        head_end = 8 + int.from_bytes(data[4:8], "little")
+        envelope, _ = metadata(data[:head_end], b"WLDNHEAD", path)
+        if "age" not in readable(envelope, path, ["age"])["required_features"]:
+            return None
+        before = len(data) - SEAL
+        seal, _ = metadata(data[max(before, 0):], b"WLDNSEAL", path)
+        if seal["size"] != before or seal["sha256"] != "sha256:" + hashlib.sha256(memoryview(data)[:before]).hexdigest():
+            fail(f"{path} is damaged: its seal does not fit")
+        if identity is None:
+            fail(f"{path} is encrypted: say --identity FILE")
+        age = subprocess.run(["age", "-d", "-i", identity], input=data[head_end:before], stdout=out)
+        if age.returncode != 0:
+            fail(f"{path} cannot be opened with {identity}")
+        envelope["required_features"].remove("age")
+        return envelope
+
+
+def content(path, kind, key, archive_id, out, table=None):
+    """Writes the content of an object, encrypted or not, to the file `out`. Returns the tail."""
+    with tempfile.NamedTemporaryFile() as inner:
+        envelope = opened(path, inner)
+        if envelope is None:
+            return plain_content(path, path, None, kind, key, archive_id, out, table)
+        return plain_content(path, inner.name, envelope, kind, key, archive_id, out, table)
+
+
+def plain_content(path, plain, envelope, kind, key, archive_id, out, table):
+    """FORMAT.md, "Framed objects": proves the object in the file `plain`, and writes its content to the file `out`. Returns the tail."""
+    with open(plain, "rb") as stored, mmap.mmap(stored.fileno(), 0, access=mmap.ACCESS_READ) as data:
         head_end = 8 + int.from_bytes(data[4:8], "little")
         tail_start = len(data) - 52 - int.from_bytes(data[-12:-8], "little")
         head, _ = metadata(data[:head_end], b"WLDNHEAD", path)
         tail, digest = metadata(data[max(tail_start, 0):], b"WLDNTAIL", path)
         readable(head, path)
+        if envelope not in (None, head):
+            fail(f"{path} is damaged: what is in it belongs elsewhere")
         if (head["kind"], head["key"], head["archive_id"]) != (kind, key, archive_id):
             fail(f"{path} belongs elsewhere: it is {head['kind']} {head['key']} of archive {head['archive_id']}")
         if table is not None and digest != table:
@@ -240,7 +274,10 @@ def main():
     options.add_argument("--system", metavar="ID", help="the system identifier, where the cluster has had several")
     options.add_argument("--tablespace", action="append", default=[], metavar="OLD=NEW", help="put tablespace OLD into NEW")
     options.add_argument("--no-crc", action="store_true", help="do not read the files back to check their CRC32C")
+    options.add_argument("--identity", metavar="FILE", help="what opens encrypted objects, as age-keygen writes it")
     given = options.parse_args()
+    global identity
+    identity = given.identity
 
     found = sorted((given.repository / given.cluster).glob(f"{given.system or '*'}/commits/{given.backup}.json"))
     if len(found) != 1:

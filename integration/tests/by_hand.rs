@@ -98,8 +98,10 @@ fn a_cluster_comes_back_without_walden() -> Result<()> {
 fn comes_back(install: &PgInstall, dir: &TestDir) -> Result<()> {
     let mut scene = Scene::new(install, dir)?;
     let blocks = by_hand_blocks();
-    let [segment, script] = blocks.as_slice() else {
-        anyhow::bail!("FORMAT.md should show one segment and one cluster by hand: {blocks:?}");
+    let [segment, _encrypted, script] = blocks.as_slice() else {
+        anyhow::bail!(
+            "FORMAT.md should show one segment, one that is encrypted, and one cluster by hand: {blocks:?}"
+        );
     };
     let checkout = dir.server_dir("checkout")?;
     dir.server_dir("checkout/docs")?;

@@ -366,3 +366,118 @@ fn lines<T: FromStr>(
     }
     Ok(keys)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const SECRET: &str =
+        "AGE-SECRET-KEY-1GQ9778VQXMMJVE8SK7J6VT8UJ4HDQAJUVSFCWCM02D8GEWQ72PVQ2Y5J33";
+    const PUBLIC: &str = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
+
+    fn keys(identity: IdentitySource) -> AgeKeys {
+        AgeKeys::new(EncryptionSettings {
+            identity: Some(identity),
+            ..EncryptionSettings::default()
+        })
+    }
+
+    fn command(script: &str) -> AgeKeys {
+        let command = ["sh", "-c", script].map(str::to_owned);
+        keys(IdentitySource::Command(command.to_vec()))
+    }
+
+    fn refusal(keys: &AgeKeys) -> KeyError {
+        match keys.identities() {
+            Ok(_) => panic!("these keys should have been refused: {keys:?}"),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn a_file_of_secret_keys_that_others_may_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("identity.txt");
+        std::fs::write(&path, format!("# a remark\n\n{SECRET}\n")).unwrap();
+        let with_mode = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            keys(IdentitySource::File(path.clone()))
+        };
+        assert!(with_mode(0o600).identities().is_ok());
+        for mode in [0o604, 0o666, 0o620] {
+            let refused = refusal(&with_mode(mode));
+            assert!(
+                matches!(refused, KeyError::Exposed { .. }) && !refused.is_passing(),
+                "mode {mode:o}: {refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_command_runs_once_and_one_that_fails_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = dir.path().join("count");
+        let counting = format!("echo x >> {}; echo {SECRET}", count.display());
+        let keys = command(&counting);
+        for keys in [&keys, &keys.clone()] {
+            assert!(keys.identities().unwrap().is_some());
+        }
+        assert_eq!(std::fs::read_to_string(&count).unwrap(), "x\n");
+
+        let failing = command("exit 7");
+        for _ in 0..2 {
+            let refused = refusal(&failing);
+            assert!(
+                refused.is_passing() && refused.to_string().contains('7'),
+                "a store of secrets may be back in a while: {refused}"
+            );
+        }
+        let endless = refusal(&command("yes"));
+        assert!(matches!(endless, KeyError::TooLong { .. }), "{endless}");
+    }
+
+    #[test]
+    fn no_error_tells_what_a_line_says() {
+        for text in [format!("{SECRET}x\n"), "not a key\n".to_owned()] {
+            let Err(error) = Identities::parse(text.as_bytes(), "keys") else {
+                panic!("{text} should have been refused");
+            };
+            assert_eq!(
+                error.to_string(),
+                "line 1 of keys is no age identity (AGE-SECRET-KEY-1…)"
+            );
+        }
+        let nothing = Identities::parse(b"# a remark\n", "keys").err().unwrap();
+        assert!(matches!(nothing, KeyError::None { .. }), "{nothing}");
+    }
+
+    #[test]
+    fn recipients_come_from_the_configuration_and_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recipients.txt");
+        std::fs::write(&path, format!("# the safe's\n{PUBLIC}\n")).unwrap();
+        let both = EncryptionSettings {
+            recipients: vec![PUBLIC.parse().unwrap()],
+            recipients_file: Some(path.clone()),
+            identity: None,
+        };
+        let found = AgeKeys::new(both.clone()).recipients().unwrap().unwrap();
+        assert_eq!(found.len(), 2, "one from each");
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            AgeKeys::new(both).recipients().is_err(),
+            "a missing file is no reason to leave a recipient out"
+        );
+        let many = EncryptionSettings {
+            recipients: vec![PUBLIC.parse().unwrap(); MAX_RECIPIENTS + 1],
+            ..EncryptionSettings::default()
+        };
+        assert!(matches!(
+            AgeKeys::new(many).recipients(),
+            Err(KeyError::TooMany(_))
+        ));
+        assert!(AgeKeys::default().recipients().unwrap().is_none());
+    }
+}

@@ -134,6 +134,8 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             && said.primary_connection.is_some()
             && said.pg_bin_dir.is_some()
             && said.spool_dir.is_some()
+            && said.repository.keys.encrypts()
+            && said.repository.keys.opens()
             && said.repository.id.is_some()
             && !said.retention.is_empty()
             && said.repositories.len() == 2,
@@ -265,7 +267,7 @@ fn an_unknown_key_names_its_line_and_the_nearest_key() {
     assert_eq!(
         complaint(&format!("{SMALL}\ncompresion: {{ level: 3 }}\n"), None),
         "error: /etc/walden/walden.yaml, line 8: unknown key \"compresion\"\n\
-         hint: did you mean \"compression\"? Known here: clusters, repositories, compression, push, fetch, backup, retention, expire, log_level\n"
+         hint: did you mean \"compression\"? Known here: clusters, repositories, compression, encryption, push, fetch, backup, retention, expire, log_level\n"
     );
     assert_eq!(
         complaint(
@@ -618,4 +620,32 @@ fn a_password_that_others_may_read_is_refused_and_a_file_without_one_is_not() {
         write(secret, 0o600).expect("nobody else reads it");
     }
     write("host=/run user=backup", 0o644).expect("it holds no secret");
+}
+
+#[test]
+fn keys_that_cannot_be_meant_are_refused_and_secret_ones_are_not_shown() {
+    let with = |encryption: &str| format!("{SMALL}encryption: {{ {encryption} }}\n");
+    let secret = "AGE-SECRET-KEY-1GQ9778VQXMMJVE8SK7J6VT8UJ4HDQAJUVSFCWCM02D8GEWQ72PVQ2Y5J33";
+    let said = complaint(&with(&format!("recipients: [{secret}]")), None);
+    assert!(
+        said.contains("a secret key") && !said.contains(secret),
+        "a secret key in the place of a public one: {said}"
+    );
+    for (encryption, expected) in [
+        ("recipients: [age1x]", "is not an age recipient"),
+        (
+            "identity_file: /k, identity_command: [cat, /k]",
+            "keep one of them",
+        ),
+        ("identity_command: []", "names no program"),
+        ("identity_file: k", "begin it with /"),
+    ] {
+        let said = complaint(&with(encryption), None);
+        assert!(
+            said.contains(expected),
+            "{encryption}: {expected:?} expected in {said}"
+        );
+    }
+    let plain = resolved(SMALL).repository.keys;
+    assert!(!plain.encrypts() && !plain.opens(), "nothing by default");
 }

@@ -97,7 +97,7 @@ impl Repository {
             ..
         }) = &read
         {
-            self.locked.store(true, Ordering::Relaxed);
+            self.lock();
         }
         read
     }
@@ -253,7 +253,7 @@ impl Repository {
         match self.read_end(key).await? {
             (size, End::Tail(tail)) => Ok((size, tail)),
             (_, End::Seal(_)) => {
-                self.locked.store(true, Ordering::Relaxed);
+                self.lock();
                 Err(unusable(key)(CodecError::NoIdentity))
             }
         }
@@ -283,6 +283,16 @@ impl Repository {
                 SealedTail::Read(tail) => return Ok((size, tail)),
                 SealedTail::Needs(needed) => guess = more(key, guess, needed, size)?,
             }
+        }
+    }
+
+    fn lock(&self) {
+        if !self.locked.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                "repository \"{}\" has encrypted objects, and the configuration names no identity: what WAL says, the last commit among it, \
+                 is not known",
+                self.name
+            );
         }
     }
 
