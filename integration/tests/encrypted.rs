@@ -188,7 +188,7 @@ fn whole_way(install: &PgInstall, dir: &TestDir) -> Result<()> {
     );
     restored.stop(StopMode::Fast)?;
 
-    by_hand(&site, &one, &first.id)
+    by_hand(&site, &one, &last, &first.id)
 }
 
 fn fetch(site: &Site<'_>, config: &str, file: &str) -> Result<Said> {
@@ -304,7 +304,7 @@ fn zstd_content(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// FORMAT.md's "Recovery by hand", with the public programs.
-fn by_hand(site: &Site<'_>, key: &Key, backup: &str) -> Result<()> {
+fn by_hand(site: &Site<'_>, key: &Key, file: &str, backup: &str) -> Result<()> {
     let system = site
         .production
         .psql("SELECT system_identifier FROM pg_control_system()")?;
@@ -328,6 +328,7 @@ fn by_hand(site: &Site<'_>, key: &Key, backup: &str) -> Result<()> {
         let text = block
             .replace("REPOSITORY", &site.repository().display().to_string())
             .replace("SYSTEM-ID", &system)
+            .replace("000000010000000000000003", file)
             .replace("IDENTITY", &key.file.display().to_string())
             .replace("CLUSTER", "main")
             .replace("BACKUP-ID", backup)
