@@ -407,7 +407,12 @@ impl Run<'_> {
                 child.kill();
             }
             if !gauge.data_done.load(Ordering::Relaxed) {
-                continue;
+                // pg_basebackup may hold the end of pg_control in its buffer until the wait is over.
+                let asked = tokio::time::timeout(TELL, self.server.backups_wait()).await;
+                if !matches!(asked, Ok(Ok(true))) {
+                    waiting = None;
+                    continue;
+                }
             }
             let since = *waiting.get_or_insert_with(Instant::now);
             let late = since.elapsed() > self.request.wal_timeout;

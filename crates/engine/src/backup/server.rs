@@ -351,6 +351,20 @@ impl Server {
         })
     }
 
+    /// Whether every base backup that the server is sending, ours among them, waits for the archiver
+    /// (`PROGRESS_BASEBACKUP_PHASE_WAIT_WAL_ARCHIVE`, commands/progress.h).
+    pub async fn backups_wait(&self) -> Result<bool, ServerError> {
+        const WHAT: &str = "pg_stat_progress_basebackup";
+        let row = self
+            .row(
+                WHAT,
+                "SELECT coalesce(bool_and(phase = 'waiting for wal archiving to finish'), false) \
+                 FROM pg_stat_progress_basebackup",
+            )
+            .await?;
+        get(&row, 0, WHAT)
+    }
+
     /// Ends the segment that is being written, so that it can be archived.
     pub async fn switch_wal(&self) -> Result<(), ServerError> {
         self.row("pg_switch_wal()", "SELECT pg_switch_wal()")
