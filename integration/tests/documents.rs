@@ -13,6 +13,7 @@ use walden_testkit::{
 const README: &str = include_str!("../../README.md");
 const FIND: &str = include_str!("../../docs/find.md");
 const DISASTER: &str = include_str!("../../docs/disaster-recovery.md");
+const RELIABILITY: &str = include_str!("../../docs/reliability.md");
 const RUNBOOK: &str = include_str!("../../docs/restore.md");
 /// The documents speak of this one.
 const MAJOR: u16 = 17;
@@ -413,6 +414,33 @@ fn links_between_the_documents_lead_somewhere() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+#[test]
+fn each_promise_names_a_test_that_is_there() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut held = 0;
+    for line in RELIABILITY.lines().filter(|line| line.starts_with("| ")) {
+        let tests: Vec<_> = line
+            .split('`')
+            .filter_map(|word| word.split_once("::"))
+            .collect();
+        ensure!(
+            !tests.is_empty() || line == "| promise | test |",
+            "a promise without a test: {line}"
+        );
+        for (file, name) in tests {
+            let source = fs::read_to_string(root.join(file))
+                .with_context(|| format!("no {file}, in which {name} should stand"))?;
+            ensure!(
+                source.contains(&format!("fn {name}(")),
+                "{file} has no {name}, which should hold a promise"
+            );
+            held += 1;
+        }
+    }
+    ensure!(held > 40, "more than {held} tests should be named");
     Ok(())
 }
 

@@ -1,10 +1,8 @@
-//! Pushes and fetches that are killed at any moment, and pushes that race.
+//! Pushes and fetches that are killed at any moment.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::rngs::StdRng;
@@ -17,7 +15,6 @@ super::on_17!(
     a_push_killed_at_any_system_call_is_healed_by_the_next,
     a_push_killed_at_any_moment_is_healed_by_the_next,
     a_fetch_killed_at_any_system_call_leaves_all_or_nothing,
-    of_two_pushes_at_once_one_wins_and_none_is_lied_to,
 );
 
 /// What changes files, in groups in which strace counts: a program has its n-th link, say, on one thread or another.
@@ -204,60 +201,4 @@ fn a_fetch_killed_at_any_system_call_leaves_all_or_nothing(
     );
     fs::remove_file(&destination)?;
     bench.gives(&name, &content)
-}
-
-fn of_two_pushes_at_once_one_wins_and_none_is_lied_to(
-    install: &PgInstall,
-    dir: &TestDir,
-) -> Result<()> {
-    let bench = Bench::new(install, dir)?;
-    let seed = rand::random();
-    eprintln!("seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
-    let (name, content) = bench.segment(0)?;
-    let mut other = content.clone();
-    let byte = other.get_mut(600_000).context("a byte")?;
-    *byte ^= 1;
-    let one = bench.elsewhere("one", &name, &content)?;
-    let two = bench.elsewhere("two", &name, &other)?;
-    for round in 0..50 {
-        clean(&bench)?;
-        let same = round % 3 == 0;
-        let rival = if same { &one } else { &two };
-        let delays = [random.random_range(0..4), random.random_range(0..4)];
-        let push = |path: &Path, milliseconds: u64| -> Result<Answer> {
-            std::thread::sleep(Duration::from_millis(milliseconds));
-            bench.push(path)
-        };
-        let (first, second) = std::thread::scope(|scope| {
-            let second = scope.spawn(|| push(rival, delays[1]));
-            (push(&one, delays[0]), second.join())
-        });
-        let first = first?;
-        let second = second.map_err(|_| anyhow::anyhow!("a thread of the test broke off"))??;
-        let when = format!("round {round}, seed {seed}");
-        let codes = (first.status.code(), second.status.code());
-        if same {
-            ensure!(
-                codes == (Some(0), Some(0)),
-                "both pushes of the same bytes should succeed, found {codes:?} in {when}:\n{}{}",
-                first.stderr,
-                second.stderr
-            );
-            bench.gives(&name, &content)?;
-            continue;
-        }
-        let (stands, refused) = match codes {
-            (Some(0), Some(1)) => (&content, second),
-            (Some(1), Some(0)) => (&other, first),
-            _ => bail!(
-                "one of two pushes of different bytes should succeed, found {codes:?} in {when}:\n{}{}",
-                first.stderr,
-                second.stderr
-            ),
-        };
-        refused.says(&["other bytes", "--quarantine"])?;
-        bench.gives(&name, stands)?;
-    }
-    Ok(())
 }
