@@ -538,7 +538,7 @@ fn what_was_not_proven_for_this_file_is_not_handed_over(
         (
             "another form",
             &content,
-            replaced("prefetch 1", "prefetch 2"),
+            replaced("prefetch 2", "prefetch 1"),
         ),
         (
             "another segment",

@@ -101,7 +101,7 @@ impl<'a> Scene<'a> {
     }
 
     fn serves(&self, file: &str, repository: &str) -> Result<Said> {
-        let served = format!("restored from \"{repository}\"");
+        let served = format!(", from \"{repository}\"");
         self.fetch(file)?.exited(0)?.naming(&[file, &served])
     }
 }

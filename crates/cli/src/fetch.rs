@@ -105,11 +105,11 @@ fn restore(
     match fetched {
         Ok(report) => {
             tracing::info!(
-                "{} restored from \"{}\": {}, {} ms{}",
+                "{} restored: {}, {} ms, from \"{}\"{}",
                 report.file,
-                report.repository,
                 render::size(report.size),
                 begun.elapsed().as_millis(),
+                report.repository,
                 if report.prefetched { ", prefetched" } else { "" }
             );
             if !report.prefetched
