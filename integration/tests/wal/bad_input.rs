@@ -429,7 +429,7 @@ fn a_few_bytes_that_stand_for_many_do_not_fill_the_disk(
     bench
         .fetch(&name, &back)?
         .exits(201)?
-        .says(&[&name, "longer than any of its name"])?;
+        .says(&[&name, "longer than any file of its name"])?;
     ensure!(!back.exists(), "nothing of it must be left");
     Ok(())
 }

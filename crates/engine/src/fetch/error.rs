@@ -77,12 +77,6 @@ pub enum FetchError {
         /// Who asks.
         expected: SystemIdentifier,
     },
-    /// Somebody stored more than a file of this name can have.
-    #[error("the archived file is longer than any of its name: more than {most} bytes")]
-    TooLong {
-        /// The most it can have.
-        most: u64,
-    },
     /// Another file of the same name was set aside.
     #[error(
         "another server's segment of this name was set aside under quarantine/, so nobody can tell which of the two is this cluster's; \
@@ -109,7 +103,6 @@ impl FetchError {
             FetchError::Mismatch(_)
             | FetchError::InConflict
             | FetchError::OtherSystem { .. }
-            | FetchError::TooLong { .. }
             | FetchError::History(_) => Verdict::Damage,
             FetchError::Name(_) | FetchError::WhichSystem { .. } | FetchError::Control(_) => {
                 Verdict::Configuration
@@ -136,10 +129,9 @@ impl Troubled for FetchError {
         match self {
             FetchError::Repository(e) => e.trouble(),
             FetchError::Out { source, .. } => source.trouble(),
-            FetchError::Mismatch(_)
-            | FetchError::OtherSystem { .. }
-            | FetchError::TooLong { .. }
-            | FetchError::History(_) => Trouble::Damage,
+            FetchError::Mismatch(_) | FetchError::OtherSystem { .. } | FetchError::History(_) => {
+                Trouble::Damage
+            }
             FetchError::Absent => Trouble::Absent,
             FetchError::EmptyArchive(_) => Trouble::Outage,
             // Another repository would not change it.

@@ -18,7 +18,6 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -348,15 +347,13 @@ async fn receive_from(
         WalFileName::History(_) | WalFileName::Backup { .. } => MAX_HISTORY as u64,
     };
     let mut left = most;
-    let too_long = Arc::new(AtomicBool::new(false));
     let sink = {
-        let too_long = too_long.clone();
         let (growing, first) = (growing.clone(), first.clone());
         move |content: Vec<u8>| {
             // Before it fills the disk: a few bytes of zstd may stand for any number of zeroes.
             let Some(now) = left.checked_sub(content.len() as u64) else {
-                too_long.store(true, Ordering::Relaxed);
-                return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge));
+                let why = format!("it is longer than any file of its name: more than {most} bytes");
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
             };
             left = now;
             let output = match &mut output {
@@ -377,10 +374,11 @@ async fn receive_from(
     };
     let object = match repository.read_object(key, expected, sink).await {
         Ok(object) => object,
-        Err(RepositoryError::Sink { .. }) if too_long.load(Ordering::Relaxed) => {
-            return Err(FetchError::TooLong { most });
+        Err(RepositoryError::Sink { source, .. })
+            if source.kind() != std::io::ErrorKind::InvalidData =>
+        {
+            return Err(write_error(&growing, source));
         }
-        Err(RepositoryError::Sink { source, .. }) => return Err(write_error(&growing, source)),
         Err(e) => return Err(e.into()),
     };
     let size = object.tail.content_size;
