@@ -3,6 +3,7 @@
 mod copy;
 mod queries;
 mod retention;
+mod verify;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub use queries::{
     WalListArguments, WalShowArguments, WindowsArguments,
 };
 pub use retention::{ExpireArguments, PinArguments, UnpinArguments};
+
+pub use verify::{VerifyArguments, VerifyMode};
 
 use crate::command::Place;
 use crate::config::{LogLevel, Span};
@@ -49,6 +52,10 @@ Exit codes:
   2  the command line or the configuration is wrong
   3  the backup was taken and is kept, but blocks of the cluster are damaged
   8  everything was copied but what is damaged or in conflict, which is named
+ 10  verify: something is damaged, or not there (before 11, 12 and 13)
+ 11  verify: nothing is damaged, but WAL is missing
+ 12  verify: nothing wrong was found, but not everything could be looked at
+ 13  verify: nothing wrong was found, but not everything could be proven
 
 Results go to standard output, everything else to standard error.
 walden-wal-push and walden-wal-fetch are PostgreSQL's archive_command and restore_command.";
@@ -68,6 +75,8 @@ pub enum Command {
     Find(Box<FindArguments>),
     /// Plan a restore, and carry it out
     Restore(Box<RestoreArguments>),
+    /// Read what is stored, and prove it
+    Verify(VerifyArguments),
     /// Make one repository hold what another holds
     Copy(CopyArguments),
     /// Archive from a server's pg_wal what nobody archived, after a failover for instance

@@ -39,7 +39,7 @@ pub(crate) fn run(
 }
 
 /// A repository by its name in the configuration.
-fn repository(settings: &Settings, name: &str) -> Result<RepositorySettings, Problem> {
+pub(crate) fn repository(settings: &Settings, name: &str) -> Result<RepositorySettings, Problem> {
     let known = &settings.repositories;
     let found = known.iter().find(|repository| repository.name == name);
     found.cloned().ok_or_else(|| {

@@ -15,6 +15,14 @@ pub mod common {
     pub const DAMAGED_BLOCKS: u8 = 3;
     /// Everything was copied but what is damaged in the one repository, or in conflict in the other.
     pub const NOT_WHOLE: u8 = 8;
+    /// A verify found that what is stored is damaged, or not there.
+    pub const VERIFY_DAMAGE: u8 = 10;
+    /// A verify found no damage, but WAL is missing.
+    pub const VERIFY_GAPS: u8 = 11;
+    /// A verify found neither, but could not look at everything.
+    pub const VERIFY_OUTAGE: u8 = 12;
+    /// A verify found nothing wrong, but could not prove everything: it is encrypted, or a newer Walden wrote it.
+    pub const VERIFY_UNPROVEN: u8 = 13;
 }
 
 /// What `walden-wal-fetch` says with its exit code.

@@ -17,5 +17,6 @@ pub mod push;
 mod push_missing;
 mod render;
 mod restore;
+mod verify;
 mod wal;
 pub mod walden;

@@ -13,6 +13,7 @@ mod push_missing;
 pub(crate) mod samples;
 mod segment;
 mod several;
+mod verify;
 mod wal;
 mod windows;
 
@@ -30,6 +31,7 @@ use jiff::Timestamp;
 pub use plan::{Destination, plan_json, plan_page};
 pub use push_missing::{push_missing_json, push_missing_page};
 pub use segment::{segment_json, segment_page};
+pub use verify::{verify_json, verify_page};
 pub use wal::{WAL_JSON_END, wal_header, wal_json_begin, wal_json_line, wal_line};
 pub use windows::{windows_json, windows_table};
 
@@ -159,9 +161,10 @@ mod tests {
         let backup = backup_json(&samples::taken()).expect("JSON");
         let expiry = samples::expiry();
         let expiry = expiry_json(&expiry.cluster.clone(), &[expiry], &[]).expect("JSON");
+        let verified = verify_json(&[samples::verified()]).expect("JSON");
         for text in [
             listing, plan, segment, windows, findings, copied, pushed, backup, conflicts, resolved,
-            expiry,
+            expiry, verified,
         ] {
             keys(&serde_json::from_str(&text).expect("JSON"), &mut printed);
         }

@@ -22,7 +22,9 @@ use crate::command::{print_clap, run};
 use crate::config::{LogLevel, Settings};
 use crate::exit::common;
 use crate::problem::Problem;
-use crate::{conflicts, copy, expire, find, logging, progress, push_missing, render, restore, wal};
+use crate::{
+    conflicts, copy, expire, find, logging, progress, push_missing, render, restore, verify, wal,
+};
 
 /// Damaged blocks that are named on standard error; the commit document names more.
 const DAMAGED_SHOWN: usize = 10;
@@ -65,6 +67,7 @@ fn carry_out(
         Command::Windows(arguments) => run_windows(settings, &arguments),
         Command::Find(arguments) => find::run(settings, *arguments),
         Command::Restore(arguments) => restore::run(settings, *arguments, executable),
+        Command::Verify(arguments) => verify::run(&settings, &arguments),
         Command::Copy(arguments) => copy::run(settings, named, &arguments),
         Command::PushMissing(arguments) => push_missing::run(settings, arguments),
         Command::Conflicts(arguments) => conflicts::run(settings, arguments),

@@ -29,5 +29,6 @@ pub mod resolve;
 pub mod restore;
 mod retired;
 mod side_by_side;
+pub mod verify;
 pub mod wal;
 pub mod windows;

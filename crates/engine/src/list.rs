@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 
 use walden_model::catalog::{DamagedDocument, MissingHistory, UnfinishedBackup, Window};
 use walden_model::index::End;
-use walden_model::{BackupId, BackupRecord, Catalog, ClusterName, IdentityDocument, Lack};
+use walden_model::{
+    BackupId, BackupRecord, Catalog, ClusterName, Event, IdentityDocument, Lack, SystemKeys,
+    Verified,
+};
 use walden_pg::SegmentName;
 
 use crate::archive::Archive;
 use crate::catalog::{self, CatalogError, SystemCatalog};
 use crate::index::{Indexes, RunEnd, mark_breaks};
 use crate::repository::{RepositoryError, RepositorySettings};
+use crate::verify::last_event;
 use crate::windows::{self, RestoreWindow};
 
 /// Whose backups to list.
@@ -40,6 +44,8 @@ pub struct SystemListing {
     pub identity: IdentityDocument,
     /// Oldest first, in WAL order.
     pub backups: Vec<ListedBackup>,
+    /// The last verify of all of it, in each repository that has one.
+    pub verified: Vec<ListedVerify>,
     /// Backups that have begun and have no commit document.
     pub unfinished: Vec<UnfinishedBackup>,
     /// Documents, history files and heads that cannot be read.
@@ -61,6 +67,15 @@ pub struct ListedRepository {
     pub lack: Result<Lack, String>,
     /// Where what it lacks can be copied from.
     pub copy_from: Option<String>,
+}
+
+/// The last verify of everything in one repository.
+#[derive(Debug, Clone)]
+pub struct ListedVerify {
+    /// Its name in the configuration.
+    pub repository: String,
+    /// What was found.
+    pub event: Event<Verified>,
 }
 
 /// A backup, and what stands behind it.
@@ -158,6 +173,7 @@ pub(crate) async fn listing(system: SystemCatalog) -> Result<SystemListing, Repo
     }
     Ok(SystemListing {
         repositories: repositories(&archive, &catalog),
+        verified: last_verified(&archive, &catalog, &identity).await,
         identity,
         backups,
         newest,
@@ -213,4 +229,36 @@ fn repositories(archive: &Archive, catalog: &Catalog) -> Vec<ListedRepository> {
         copy_from: None,
     });
     read.chain(out).collect()
+}
+
+/// In each repository by itself: what one holds says nothing of another. It is no part of the list: one that cannot be read is no reason to
+/// have none.
+async fn last_verified(
+    archive: &Archive,
+    catalog: &Catalog,
+    identity: &IdentityDocument,
+) -> Vec<ListedVerify> {
+    let keys = SystemKeys {
+        cluster: catalog.cluster.clone(),
+        system: catalog.system_identifier,
+    };
+    let mut verified = Vec::new();
+    for repository in archive.repositories() {
+        let last = async {
+            let id = repository.root().await?.repository_id;
+            last_event(repository, id, &keys, identity, |_| true).await
+        };
+        match last.await {
+            Ok(event) => verified.extend(event.map(|event| ListedVerify {
+                repository: repository.name().to_owned(),
+                event,
+            })),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot see what was verified in repository \"{}\"",
+                repository.name()
+            ),
+        }
+    }
+    verified
 }

@@ -77,6 +77,21 @@ impl<T: EventBody> Document for Event<T> {
     }
 }
 
+/// What every event says, of whatever kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnyEvent {
+    /// Its kind.
+    pub event: String,
+    /// The id that stands in its key.
+    pub event_id: EventId,
+    /// The registration's archive id.
+    pub archive_id: RandomId,
+}
+
+impl Document for AnyEvent {
+    const KIND: &'static str = "event";
+}
+
 /// How much a verify reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -102,6 +117,8 @@ impl std::fmt::Display for VerifyMode {
 /// The archive, or one backup of it, was verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
+    /// Which repository: copies of the event in another one say nothing of that.
+    pub repository_id: RandomId,
     /// How much was read.
     pub mode: VerifyMode,
     /// The one backup that was looked at; `None`: everything.
@@ -195,6 +212,7 @@ mod tests {
             version: "0.1.0".to_owned(),
         };
         let body = Verified {
+            repository_id: RandomId([1; 16]),
             mode: VerifyMode::All,
             backup: None,
             complete: true,

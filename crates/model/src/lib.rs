@@ -25,6 +25,7 @@ pub mod target;
 pub mod unarchived;
 pub mod union;
 pub mod unreachable;
+pub mod verify;
 pub mod windows;
 
 pub use catalog::{Catalog, DamagedDocument, MissingHistory, UnfinishedBackup, Window};
@@ -50,6 +51,7 @@ pub use target::{
 };
 pub use union::{Holding, Lack};
 pub use unreachable::{Candidate, CannotReach, GapOnTheWay, Offer, Unreachable};
+pub use verify::{Affected, Finding, FindingKind, Findings, FoundGap, Gaps, Severity, Stored};
 pub use windows::{TimelineWindow, WindowStart};
 
 #[cfg(test)]

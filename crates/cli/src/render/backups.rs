@@ -11,7 +11,7 @@ use walden_engine::windows::RestoreWindow;
 use walden_model::index::{End, StopReason};
 use walden_model::{
     BackupId, BackupKind, BackupRecord, ClusterName, DamagedBlock, DamagedDocument, Gap,
-    Tablespace, postgres_time,
+    Tablespace, VerifyMode, postgres_time,
 };
 use walden_pg::{Lsn, SystemIdentifier, TimelineId};
 
@@ -118,7 +118,37 @@ fn system_page(cluster: &ClusterName, system: &SystemListing) -> String {
         let _ = writeln!(page, "damaged: {}: {}", document.key, document.why);
     }
     page.push_str(&repository_lines(cluster, system));
+    page.push_str(&verified_lines(system));
     page
+}
+
+/// When everything was verified last, and what was found then.
+fn verified_lines(system: &SystemListing) -> String {
+    let several = system.verified.len() > 1;
+    let lines = system.verified.iter().map(|verified| {
+        let body = &verified.event.body;
+        let counts = [
+            (body.damaged, "damaged"),
+            (body.gaps, "gaps"),
+            (body.outages, "not looked at"),
+            (body.unproven, "not proven"),
+        ];
+        let found = counts.iter().filter(|(count, _)| *count > 0);
+        let found: Vec<String> = found
+            .map(|(count, what)| format!("{what}: {count}"))
+            .collect();
+        let found = match found.is_empty() {
+            true => "nothing wrong was found".to_owned(),
+            false => found.join(", "),
+        };
+        let repository = match several {
+            true => format!(" in {}", verified.repository),
+            false => String::new(),
+        };
+        let (at, mode) = (moment(verified.event.at), body.mode);
+        format!("verified{repository} {at} ({mode}): {found}\n")
+    });
+    lines.collect()
 }
 
 fn row(backup: &ListedBackup) -> [String; 16] {
@@ -228,6 +258,23 @@ struct Page<'a> {
     damaged_documents: Vec<Damaged<'a>>,
     conflicts: Vec<Conflict>,
     repositories: Vec<JsonRepository<'a>>,
+    verified: Vec<JsonVerified<'a>>,
+}
+
+/// The last verify of everything.
+#[derive(Serialize)]
+struct JsonVerified<'a> {
+    system_identifier: SystemIdentifier,
+    repository: &'a str,
+    at: Timestamp,
+    mode: VerifyMode,
+    complete: bool,
+    damaged: u64,
+    gaps: u64,
+    outages: u64,
+    unproven: u64,
+    notes: u64,
+    lost_backups: &'a [BackupId],
 }
 
 #[derive(Serialize)]
@@ -361,8 +408,28 @@ pub fn backups_json(listing: &Listing, now: Timestamp) -> Result<String, serde_j
             })
             .collect(),
         repositories: systems.iter().flat_map(json_repositories).collect(),
+        verified: systems.iter().flat_map(json_verified).collect(),
     };
     Ok(serde_json::to_string_pretty(&page)? + "\n")
+}
+
+fn json_verified(system: &SystemListing) -> impl Iterator<Item = JsonVerified<'_>> {
+    system.verified.iter().map(|verified| {
+        let body = &verified.event.body;
+        JsonVerified {
+            system_identifier: system.identity.system_identifier,
+            repository: &verified.repository,
+            at: verified.event.at,
+            mode: body.mode,
+            complete: body.complete,
+            damaged: body.damaged,
+            gaps: body.gaps,
+            outages: body.outages,
+            unproven: body.unproven,
+            notes: body.notes,
+            lost_backups: &body.lost_backups,
+        }
+    })
 }
 
 fn json_backup(backup: &ListedBackup) -> Backup<'_> {
@@ -434,6 +501,7 @@ missing: main/7123456789012345678/backups/20261123T175007Z-0badcaff/packs/000000
 conflict: 00000002000000000000000A is archived, and another file of that name was set aside in quarantine; nobody can tell which of the two is this cluster's, so nothing is restored across it: take a new backup, and what comes after that is whole
 unfinished: 20261124T175007Z-0badcb00, begun 2026-11-24T17:50:07Z on db1: it runs, or was killed
 damaged: main/7123456789012345678/commits/x.json: its last line does not fit
+verified 2026-11-23T01:30:12Z (all): damaged: 1
 would be lost if the server died now: 12s, everything after 2026-11-22 17:58:01.123456+00
 damaged: the registration main/identity/7.json, so nothing of it is listed: a bit flipped
 "
@@ -490,6 +558,7 @@ damaged: the registration main/identity/7.json, so nothing of it is listed: a bi
             system.damaged_documents.clear();
             system.conflicts.clear();
             system.newest = None;
+            system.verified.clear();
         }
         listing.damaged_registrations.clear();
         assert_eq!(

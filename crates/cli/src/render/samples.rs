@@ -4,6 +4,7 @@ mod copied;
 mod expiry;
 mod found;
 mod missing;
+mod verified;
 mod wal;
 
 use walden_engine::backup::{BackupError, BackupReport, Lacking};
@@ -22,6 +23,7 @@ pub use copied::copied;
 pub use expiry::expiry;
 pub use found::{findings, newest, now, windows};
 pub use missing::{conflicts, push_missing, resolved};
+pub use verified::{verified, verified_event};
 pub use wal::{archived_wal, shown_segment};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_123_456_789_012_345_678);
@@ -176,6 +178,7 @@ pub fn listing() -> Listing {
                 key: format!("main/{SYSTEM}/commits/x.json"),
                 why: "its last line does not fit".to_owned(),
             }],
+            verified: vec![verified_event()],
             newest: Some(newest()),
             conflicts: vec![segment(2, 10)],
             repositories: vec![],

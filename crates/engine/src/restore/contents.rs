@@ -223,7 +223,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// In logarithmic time: a hostile map may claim exabytes of them.
-fn checksum_of_zeroes(length: u64) -> u32 {
+pub(crate) fn checksum_of_zeroes(length: u64) -> u32 {
     match length {
         0 => 0,
         1 => crc32c(&[0]),

@@ -7,7 +7,7 @@ use walden_pg::conf::UnquotableValue;
 use walden_pg::tablespace_map::TablespaceMapError;
 
 use super::contents::ContentError;
-use super::index::FileMapError;
+use super::map::FileMapError;
 use super::places::PlaceError;
 use crate::archive::OutRepository;
 use crate::catalog::CatalogError;

@@ -1,9 +1,10 @@
 //! `walden restore`: a plan, then a data directory from which PostgreSQL recovers to the target.
 
 mod configure;
-mod contents;
+pub(crate) mod contents;
 mod error;
 mod index;
+pub(crate) mod map;
 mod original;
 mod places;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use walden_pg::SystemIdentifier;
 
 pub use contents::ContentError;
 pub use error::RestoreError;
-pub use index::FileMapError;
+pub use map::FileMapError;
 pub use places::{PlaceError, Places, TablespacePlace};
 
 use contents::{Contents, write_error};

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use walden_model::index::{IndexedObject, SegmentIndex, Summary};
 use walden_model::{
     Catalog, ClusterName, PlanOptions, RandomId, RecoveryTarget, SegmentRange, SystemKeys, Tail,
-    TargetKind, WalName, keys,
+    TargetKind, VerifyMode, WalName, keys,
 };
 use walden_pg::{SegmentName, SystemIdentifier, WalSegmentSize};
 use walden_store::LocalStore;
@@ -19,8 +19,10 @@ use super::{Indexes, LastCommit, mark_breaks};
 use crate::catalog;
 use crate::codec::encode_tail;
 use crate::list::listing;
-use crate::repository::Repository;
+use crate::progress::Silent;
+use crate::repository::{Place, Repository, RepositorySettings};
 use crate::resolve;
+use crate::verify::{VerifyRequest, verify_in};
 use crate::windows::{of_system, windows_in};
 
 const SEGMENTS: u64 = 1_000_000;
@@ -252,4 +254,37 @@ async fn an_index_that_stands_in_another_place_is_not_believed() {
             "an index in the place of segment {number}: {whose}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_million_names_are_verified_with_two_listings() {
+    let store = Million::new(SEGMENTS, true);
+    let repository = Repository::over(store.clone());
+    let request = VerifyRequest {
+        repository: RepositorySettings {
+            name: "test".to_owned(),
+            place: Place::Folder("/".into()),
+            id: None,
+            required: true,
+            keys: Default::default(),
+        },
+        cluster: cluster(),
+        system: None,
+        mode: VerifyMode::Names,
+        backup: None,
+        jobs: 2,
+    };
+    let begin = Instant::now();
+    let report = verify_in(&repository, &request, Arc::new(Silent)).await;
+    let requests = store.requests();
+    let rounds = begin.elapsed().as_millis() / LATENCY.as_millis();
+    println!("verify of a million names: {requests} requests in {rounds} rounds");
+    assert_eq!(report.systems[0].segments, SEGMENTS);
+    assert_eq!(report.worst(), None);
+    assert_eq!(report.warnings.len(), 1, "the result cannot be kept there");
+    let pages = SEGMENTS / 1000;
+    assert!(
+        requests < pages * 3 && rounds < 300,
+        "{requests} requests in {rounds} rounds are more than two listings"
+    );
 }
