@@ -6,14 +6,16 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use age::secrecy::{ExposeSecret, SecretSlice};
 use age::x25519;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Most recipients of one object: the header of an age file has some hundred bytes for each, and a reader's memory for it is bounded.
 pub const MAX_RECIPIENTS: usize = 64;
@@ -45,12 +47,25 @@ impl FromStr for Recipient {
     type Err = BadRecipient;
 
     fn from_str(text: &str) -> Result<Self, BadRecipient> {
-        let shown = || match text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY") {
-            true => "a secret key".to_owned(),
-            false => text.chars().take(100).collect(),
-        };
+        let shown = || without_secrets(text).chars().take(100).collect();
         text.parse().map(Self).map_err(|_| BadRecipient(shown()))
     }
+}
+
+/// The text as it may be shown: without the secret keys in it, which a person may have written in any place.
+#[must_use]
+pub fn without_secrets(text: &str) -> String {
+    const BEGIN: &str = "AGE-SECRET-KEY-";
+    let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
+    // Changing the case of ASCII letters moves nothing.
+    while let Some(at) = rest.to_ascii_uppercase().find(BEGIN) {
+        let (before, key) = rest.split_at(at);
+        shown.push_str(before);
+        shown.push_str("(a secret key)");
+        rest = key.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-');
+    }
+    shown.push_str(rest);
+    shown
 }
 
 /// Where the secret keys come from.
@@ -99,7 +114,7 @@ pub struct AgeKeys(Arc<Inner>);
 struct Inner {
     settings: EncryptionSettings,
     recipients: Mutex<Option<Arc<[Recipient]>>>,
-    identities: Mutex<Option<Identities>>,
+    identities: Mutex<Option<Result<Identities, Arc<KeyError>>>>,
 }
 
 impl fmt::Debug for AgeKeys {
@@ -183,9 +198,18 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// Whether it may be otherwise in a while: the command asks somebody who did not answer.
+    /// Whether it may be otherwise in a while: the command asks somebody who did not answer, or a disk or a share failed.
     pub fn is_passing(&self) -> bool {
-        matches!(self, KeyError::Failed { .. } | KeyError::Late { .. })
+        match self {
+            KeyError::Failed { .. } | KeyError::Late { .. } => true,
+            KeyError::Read { source, .. } => !matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::IsADirectory
+            ),
+            _ => false,
+        }
     }
 }
 
@@ -217,7 +241,12 @@ impl AgeKeys {
         if !self.encrypts() {
             return Ok(None);
         }
-        cached(&self.0.recipients, || {
+        // Others wait for who reads.
+        let mut kept = lock(&self.0.recipients);
+        if let Some(kept) = &*kept {
+            return Ok(Some(kept.clone()));
+        }
+        let read = || {
             let mut all = self.0.settings.recipients.clone();
             if let Some(path) = &self.0.settings.recipients_file {
                 let file = File::open(path).map_err(read_error(path))?;
@@ -234,36 +263,36 @@ impl AgeKeys {
                 ..=MAX_RECIPIENTS => Ok(all.into()),
                 many => Err(KeyError::TooMany(many)),
             }
-        })
-        .map(Some)
+        };
+        Ok(Some(kept.insert(read()?).clone()))
     }
 
     /// What opens objects; `None` where the configuration names nothing. Reads a file or runs a command, once: for blocking threads.
     ///
     /// # Errors
-    /// Every [`KeyError`]. One that passes is tried again by the next call.
-    pub fn identities(&self) -> Result<Option<Identities>, KeyError> {
+    /// Every [`KeyError`]. One that passes is tried again by the next call; any other is told again.
+    pub fn identities(&self) -> Result<Option<Identities>, Arc<KeyError>> {
         let Some(source) = &self.0.settings.identity else {
             return Ok(None);
         };
-        cached(&self.0.identities, || match source {
+        // Others wait for who reads: a command is not run twice.
+        let mut kept = lock(&self.0.identities);
+        if let Some(kept) = &*kept {
+            return kept.clone().map(Some);
+        }
+        let read = match source {
             IdentitySource::File(path) => from_file(path),
-            IdentitySource::Command(command) => from_command(command),
-        })
-        .map(Some)
+            IdentitySource::Command(command) => from_command(command, COMMAND_DEADLINE),
+        };
+        match read {
+            Err(e) if e.is_passing() => Err(Arc::new(e)),
+            read => kept.insert(read.map_err(Arc::new)).clone().map(Some),
+        }
     }
 }
 
-/// Others wait for who reads: a command is not run twice.
-fn cached<T: Clone>(
-    kept: &Mutex<Option<T>>,
-    read: impl FnOnce() -> Result<T, KeyError>,
-) -> Result<T, KeyError> {
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*kept {
-        Some(kept) => Ok(kept.clone()),
-        None => Ok(kept.insert(read()?).clone()),
-    }
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The rule is PostgreSQL's for a server's private key (libpq/be-secure-common.c, `check_ssl_key_file_permissions`).
@@ -282,17 +311,21 @@ fn from_file(path: &Path) -> Result<Identities, KeyError> {
     Identities::parse(bytes.expose_secret(), &origin)
 }
 
-fn from_command(command: &[String]) -> Result<Identities, KeyError> {
-    let (program, arguments) = match command {
-        [program, arguments @ ..] => (program.clone(), arguments),
-        [] => (String::new(), [].as_slice()),
+fn from_command(command: &[String], within: Duration) -> Result<Identities, KeyError> {
+    let deadline = Instant::now() + within;
+    let (called, arguments) = match command {
+        [program, arguments @ ..] => (program.as_str(), arguments),
+        [] => ("", [].as_slice()),
     };
+    let program = without_secrets(called);
     let start_error = |source| KeyError::Start {
         program: program.clone(),
         source,
     };
-    let mut child = Command::new(&program)
+    let mut child = Command::new(called)
         .args(arguments)
+        // With whatever it starts it can be ended.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -303,20 +336,42 @@ fn from_command(command: &[String]) -> Result<Identities, KeyError> {
         // It ends with the program, which is killed when it is late.
         std::thread::spawn(move || send.send(bounded(stdout, &origin)));
     }
-    let output = received.recv_timeout(COMMAND_DEADLINE);
-    if !matches!(output, Ok(Ok(Ok(_)))) {
-        // Gone already, or no longer waited for.
-        let _ = child.kill();
-    }
-    let status = child.wait().map_err(start_error)?;
+    let output = received.recv_timeout(within);
+    let ended = match output {
+        Ok(Ok(Ok(_))) => ended_by(&mut child, deadline).map_err(start_error)?,
+        _ => None,
+    };
+    let status = match ended {
+        Some(status) => Some(status),
+        None => {
+            // Gone already, or no longer waited for.
+            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+            child.wait().map_err(start_error)?;
+            None
+        }
+    };
     let Ok(output) = output else {
         return Err(KeyError::Late { program });
     };
     let bytes = output?.map_err(start_error)?;
+    let Some(status) = status else {
+        return Err(KeyError::Late { program });
+    };
     if !status.success() {
         return Err(KeyError::Failed { program, status });
     }
     Identities::parse(bytes.expose_secret(), &format!("the output of {program}"))
+}
+
+/// How a program ended; `None` where it has not until then. One may close its output long before it ends.
+fn ended_by(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || Instant::now() >= deadline {
+            return Ok(ended);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn read_error(path: &Path) -> impl FnOnce(io::Error) -> KeyError {
@@ -389,7 +444,7 @@ mod tests {
         keys(IdentitySource::Command(command.to_vec()))
     }
 
-    fn refusal(keys: &AgeKeys) -> KeyError {
+    fn refusal(keys: &AgeKeys) -> Arc<KeyError> {
         match keys.identities() {
             Ok(_) => panic!("these keys should have been refused: {keys:?}"),
             Err(error) => error,
@@ -409,7 +464,7 @@ mod tests {
         for mode in [0o604, 0o666, 0o620] {
             let refused = refusal(&with_mode(mode));
             assert!(
-                matches!(refused, KeyError::Exposed { .. }) && !refused.is_passing(),
+                matches!(*refused, KeyError::Exposed { .. }) && !refused.is_passing(),
                 "mode {mode:o}: {refused}"
             );
         }
@@ -435,7 +490,68 @@ mod tests {
             );
         }
         let endless = refusal(&command("yes"));
-        assert!(matches!(endless, KeyError::TooLong { .. }), "{endless}");
+        assert!(matches!(*endless, KeyError::TooLong { .. }), "{endless}");
+
+        std::fs::remove_file(&count).unwrap();
+        let useless = command(&format!("echo x >> {}", count.display()));
+        for _ in 0..2 {
+            let refused = refusal(&useless);
+            assert!(matches!(*refused, KeyError::None { .. }), "{refused}");
+        }
+        assert_eq!(
+            std::fs::read_to_string(&count).unwrap(),
+            "x\n",
+            "what will not be otherwise in a while is asked for once"
+        );
+    }
+
+    #[test]
+    fn a_command_that_closes_its_output_and_goes_on_is_ended_with_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = dir.path().join("started");
+        let script = format!(
+            "sleep 300 >&- 2>&- & echo $! > {}; exec >&-; wait",
+            started.display()
+        );
+        let command = ["sh".to_owned(), "-c".to_owned(), script];
+        let late = from_command(&command, Duration::from_secs(1)).err();
+        assert!(matches!(late, Some(KeyError::Late { .. })), "{late:?}");
+        let pid = std::fs::read_to_string(&started).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        let is_alive = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while is_alive() {
+            assert!(Instant::now() < deadline, "the process it started lives on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn what_is_shown_holds_no_secret_key_wherever_it_stood() {
+        for (text, shown) in [
+            (
+                format!("invalid: \"{SECRET}\", {SECRET}"),
+                "invalid: \"(a secret key)\", (a secret key)",
+            ),
+            (format!("ä{}ä", SECRET.to_lowercase()), "ä(a secret key)ä"),
+            ("AGE-SECRET-KEY-PQ-1ABC".to_owned(), "(a secret key)"),
+            ("age1x".to_owned(), "age1x"),
+        ] {
+            assert_eq!(without_secrets(&text), shown);
+        }
+        let program = vec![format!("/{SECRET}")];
+        let refused = refusal(&keys(IdentitySource::Command(program))).to_string();
+        assert!(!refused.contains(SECRET), "{refused}");
+    }
+
+    #[test]
+    fn a_file_that_fails_to_be_read_may_be_back_and_one_that_is_not_there_is_not_waited_for() {
+        let read = |kind: io::ErrorKind| KeyError::Read {
+            path: PathBuf::from("/keys"),
+            source: kind.into(),
+        };
+        assert!(read(io::ErrorKind::TimedOut).is_passing());
+        assert!(!read(io::ErrorKind::NotFound).is_passing());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use walden_engine::encryption::without_secrets;
+
 use crate::problem::Hint;
 
 /// Why there are no [`super::Settings`]. Display says what is wrong, its hint what to do about it.
@@ -93,7 +95,7 @@ impl ConfigError {
     pub(super) fn from_yaml(file: &Path, text: &str, error: &serde_yaml::Error) -> Self {
         let file = file.to_owned();
         let mut line = error.location().map(|location| location.line());
-        let whole = error.to_string();
+        let whole = without_secrets(&error.to_string());
         let message = whole.split(" at line ").next().unwrap_or(&whole);
         let Some((place, rest)) = message.split_once("unknown field `") else {
             return Self::Invalid {

@@ -626,10 +626,25 @@ fn a_password_that_others_may_read_is_refused_and_a_file_without_one_is_not() {
 fn keys_that_cannot_be_meant_are_refused_and_secret_ones_are_not_shown() {
     let with = |encryption: &str| format!("{SMALL}encryption: {{ {encryption} }}\n");
     let secret = "AGE-SECRET-KEY-1GQ9778VQXMMJVE8SK7J6VT8UJ4HDQAJUVSFCWCM02D8GEWQ72PVQ2Y5J33";
-    let said = complaint(&with(&format!("recipients: [{secret}]")), None);
+    for misplaced in [
+        format!("recipients: [{secret}]"),
+        format!("recipients: {secret}"),
+        format!("recipients: [\"my key: {secret}\"]"),
+        format!("recipients_file: {secret}"),
+        format!("identity_file: {}", secret.to_lowercase()),
+        format!("identity_command: {secret}"),
+        format!("{secret}: x"),
+    ] {
+        let said = complaint(&with(&misplaced), None);
+        assert!(
+            said.contains("a secret key") && !said.to_uppercase().contains(secret),
+            "a secret key where none belongs, {misplaced}: {said}"
+        );
+    }
+    let said = complaint(&format!("{SMALL}encryption: {secret}\n"), None);
     assert!(
-        said.contains("a secret key") && !said.contains(secret),
-        "a secret key in the place of a public one: {said}"
+        !said.contains(secret),
+        "in the place of the section: {said}"
     );
     for (encryption, expected) in [
         ("recipients: [age1x]", "is not an age recipient"),

@@ -16,6 +16,8 @@ pub use meta::{ReadTail, SEAL, encode_head, encode_tail, seal_of, tail_of};
 pub use open::{Proven, SealedTail, prove_object, read_object, sealed_tail};
 pub use seal::{Sealer, keyed, seal};
 
+use std::sync::Arc;
+
 use walden_model::{DocumentError, Sha256Digest};
 
 use crate::encryption::KeyError;
@@ -81,7 +83,7 @@ pub enum CodecError {
     WrongIdentity,
     /// The keys cannot be had.
     #[error("the object is encrypted, and what opens it cannot be had")]
-    Keys(#[from] KeyError),
+    Keys(#[from] Arc<KeyError>),
 }
 
 impl CodecError {

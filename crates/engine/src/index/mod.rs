@@ -14,17 +14,20 @@ pub use last::{LastCommit, RunEnd};
 pub use rollup::{KnownRollUps, RollUpReport, roll_up, write_roll_ups};
 pub use walk::Summaries;
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 use walden_model::index::{DetailReader, SegmentDetail, SegmentIndex};
 use walden_model::{Catalog, HeadKind, RandomId, SystemKeys, WalName, keys};
-use walden_pg::SegmentName;
 use walden_pg::wal_record::RelFileLocator;
+use walden_pg::{SegmentName, TimelineId};
 
+use self::walk::Direction;
 use crate::archive::Archive;
-use crate::codec::{Expected, ReadTail};
+use crate::codec::{CodecError, Expected, ReadTail};
 use crate::repository::{RepositoryError, Trouble};
 
 /// Tails and roll-ups that are read at the same time. They are small, so what counts is how long an answer takes.
@@ -38,6 +41,10 @@ pub struct Indexes<'a> {
     keys: SystemKeys,
     /// Listed when they are first needed.
     roll_ups: OnceCell<KnownRollUps>,
+    /// Of each timeline the first segment that was met encrypted, with nothing to open it.
+    sealed: Mutex<BTreeMap<TimelineId, u64>>,
+    /// Whether a segment was left out because it cannot be opened.
+    unopened: AtomicBool,
 }
 
 impl<'a> Indexes<'a> {
@@ -52,6 +59,8 @@ impl<'a> Indexes<'a> {
                 system: catalog.system_identifier,
             },
             roll_ups: OnceCell::new(),
+            sealed: Mutex::default(),
+            unopened: AtomicBool::new(false),
         }
     }
 
@@ -72,10 +81,10 @@ impl<'a> Indexes<'a> {
         &self,
         name: SegmentName,
     ) -> Result<Option<SegmentIndex>, RepositoryError> {
-        if self.archive.is_locked() {
-            return Ok(None);
-        }
         let read = read_tail(&self.archive, self.catalog.archive_id, &self.key(name)).await;
+        if let Err(RepositoryError::Object { source, .. }) = &read {
+            self.note_unopened(name, source);
+        }
         match unless_unusable(read)? {
             Some((_, read)) => {
                 let index = read.tail.index.map(|index| *index);
@@ -83,6 +92,35 @@ impl<'a> Indexes<'a> {
             }
             None => Ok(None),
         }
+    }
+
+    fn note_unopened(&self, name: SegmentName, why: &CodecError) {
+        let cannot_open = matches!(why, CodecError::NoIdentity | CodecError::WrongIdentity);
+        if cannot_open {
+            self.unopened.store(true, Ordering::Relaxed);
+        }
+        // Which of them the wrong identity opens, each says itself.
+        if matches!(why, CodecError::NoIdentity)
+            && let Some(number) = name.number(self.catalog.segment_size)
+        {
+            let mut sealed = lock(&self.sealed);
+            let first = sealed.entry(name.timeline).or_insert(number);
+            *first = number.min(*first);
+        }
+    }
+
+    /// Whether asking for a segment, or a roll-up that begins with it, is in vain, because WAL is encrypted from an earlier one on and nothing
+    /// opens it. Nobody knows how early that is before it was met, so who goes back asks for nothing more.
+    fn is_sealed(&self, timeline: TimelineId, number: u64, direction: Direction) -> bool {
+        let behind = || {
+            let sealed = lock(&self.sealed);
+            sealed.get(&timeline).is_some_and(|first| number >= *first)
+        };
+        let is_sealed = self.archive.is_locked() && (direction == Direction::Back || behind());
+        if is_sealed {
+            self.unopened.store(true, Ordering::Relaxed);
+        }
+        is_sealed
     }
 
     /// Everything a segment says, from its own bytes; the record that goes on in the segments `following` it, mostly one, is joined.
@@ -199,16 +237,23 @@ pub(crate) async fn read_tail(
 }
 
 /// Nothing else is done under the lock that could break off.
-fn lock(reader: &Mutex<DetailReader>) -> MutexGuard<'_, DetailReader> {
-    reader.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `None` for an object that is missing or cannot be believed.
+/// `None` for an object that is missing or cannot be believed. Keys that are configured and cannot be had are an error: nobody would look for
+/// them behind an archive that says less than it holds.
 pub(crate) fn unless_unusable<T>(
     read: Result<T, RepositoryError>,
 ) -> Result<Option<T>, RepositoryError> {
     match read {
         Ok(read) => Ok(Some(read)),
+        Err(
+            e @ RepositoryError::Object {
+                source: CodecError::Keys(_),
+                ..
+            },
+        ) => Err(e),
         Err(e) => match e.trouble() {
             Trouble::Absent | Trouble::Damage | Trouble::Configuration => Ok(None),
             Trouble::Outage | Trouble::Local => Err(e),

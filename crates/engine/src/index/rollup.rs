@@ -1,6 +1,7 @@
 //! Roll-ups: reading them, and writing those that are missing.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use walden_model::index::Summary;
@@ -62,7 +63,10 @@ impl Indexes<'_> {
     }
 
     /// Those that a repository has.
-    async fn listed(&self, repository: &Repository) -> Result<BTreeSet<Block>, RepositoryError> {
+    pub(super) async fn listed(
+        &self,
+        repository: &Repository,
+    ) -> Result<BTreeSet<Block>, RepositoryError> {
         let size = self.catalog.segment_size;
         let listed = stream::iter(self.catalog.wal.keys().copied())
             .map(|timeline| async move {
@@ -83,9 +87,6 @@ impl Indexes<'_> {
         let expected = self.expected(HeadKind::RollUp, &key);
         let known = self.roll_ups().await?;
         for repository in self.archive.repositories() {
-            if repository.is_locked() {
-                continue;
-            }
             let mut of = known.of.iter();
             let of = of.find(|(name, _)| name == repository.name());
             let Some(stored) = of.and_then(|(_, known)| known.stored(block)) else {
@@ -153,11 +154,14 @@ pub async fn roll_up(
     cluster: &ClusterName,
     identity: &IdentityDocument,
 ) -> Result<RollUpReport, RepositoryError> {
+    // A plain one would tell what an encrypted archive hides.
+    repository.recipients(identity)?;
     let catalog = catalog::load_wal(repository, cluster, identity).await?;
     write_roll_ups(repository, &catalog).await
 }
 
-/// Writes the roll-ups that the catalog's whole runs of segments lack, the newest first.
+/// Writes the roll-ups that the catalog's whole runs of segments lack, the newest first. A host that cannot open the segments writes none: what
+/// it cannot read would be lost to those who can.
 ///
 /// # Errors
 /// The repository cannot be asked, or does not take one. Those written before are good.
@@ -172,6 +176,9 @@ pub async fn write_roll_ups(
         // Anew, for the coarser ones are made of those that were written just now.
         let indexes = Indexes::new(repository, catalog);
         for block in missing(catalog, level, &listed) {
+            if repository.is_locked() {
+                return Ok(report);
+            }
             read += level.segments() / level.part();
             if read > MOST_READ {
                 report.left += 1;
@@ -222,14 +229,16 @@ fn missing(catalog: &Catalog, level: Level, listed: &BTreeSet<Block>) -> Vec<Blo
 }
 
 impl Indexes<'_> {
-    /// The summaries of a block's segments.
+    /// The summaries of a block's segments; `None` where some cannot be opened.
     async fn parts(&self, block: Block) -> Result<Option<Vec<Summary>>, RepositoryError> {
         let range = block.range();
         let mut with_next = range;
         with_next.last = with_next.last.saturating_add(1);
         let route = self.route(vec![with_next]);
         let summaries = self.walk(route, vec![range], None, Direction::Forward);
-        summaries.try_collect().await.map(Some)
+        self.unopened.store(false, Ordering::Relaxed);
+        let parts = summaries.try_collect().await?;
+        Ok((!self.unopened.load(Ordering::Relaxed)).then_some(parts))
     }
 
     /// The summaries of a coarser block's finer roll-ups.

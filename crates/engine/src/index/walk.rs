@@ -199,7 +199,7 @@ impl Indexes<'_> {
         direction: Direction,
     ) -> BoxStream<'_, Result<Fetched, RepositoryError>> {
         stream::iter(self.steps(pieces, direction))
-            .map(move |step| self.fetch(step))
+            .map(move |step| self.fetch(step, direction))
             .buffered(LANES)
             .map(move |fetched| match fetched {
                 Ok(Fetched::NoRollUp(block)) => {
@@ -245,8 +245,16 @@ impl Indexes<'_> {
         })
     }
 
-    async fn fetch(&self, step: Step) -> Result<Fetched, RepositoryError> {
+    async fn fetch(&self, step: Step, direction: Direction) -> Result<Fetched, RepositoryError> {
         match step {
+            Step::Segment(number, name) if self.is_sealed(name.timeline, number, direction) => {
+                Ok(Fetched::Tail(number, None))
+            }
+            Step::RollUp(block)
+                if self.is_sealed(block.timeline, block.range().first, direction) =>
+            {
+                Ok(Fetched::NoRollUp(block))
+            }
             Step::Segment(number, name) => Ok(Fetched::Tail(number, self.segment(name).await?)),
             Step::RollUp(block) => {
                 let roll_up = self.roll_up(block).await?;

@@ -9,18 +9,19 @@ use million::{LATENCY, Million, QUIET};
 use tokio::time::Instant;
 use walden_model::index::{IndexedObject, SegmentIndex, Summary};
 use walden_model::{
-    Catalog, ClusterName, PlanOptions, RandomId, RecoveryTarget, SegmentRange, SystemKeys, Tail,
-    TargetKind, VerifyMode, WalName, keys,
+    Catalog, ClusterName, HeadKind, PlanOptions, RandomId, RecoveryTarget, SegmentRange,
+    SystemKeys, Tail, TargetKind, VerifyMode, WalName, keys,
 };
-use walden_pg::{SegmentName, SystemIdentifier, WalSegmentSize};
+use walden_pg::{SegmentName, SystemIdentifier, TimelineId, WalSegmentSize};
 use walden_store::LocalStore;
 
-use super::{Indexes, LastCommit, mark_breaks};
+use super::{Indexes, LastCommit, mark_breaks, write_roll_ups};
 use crate::catalog;
-use crate::codec::encode_tail;
+use crate::codec::{Expected, encode_tail, seal};
+use crate::encryption::Recipient;
 use crate::list::listing;
 use crate::progress::Silent;
-use crate::repository::{Place, Repository, RepositorySettings};
+use crate::repository::{Place, Repository, RepositorySettings, encode_small};
 use crate::resolve;
 use crate::verify::{VerifyRequest, verify_in};
 use crate::windows::{of_system, windows_in};
@@ -287,4 +288,92 @@ async fn a_million_names_are_verified_with_two_listings() {
         requests < pages * 3 && rounds < 300,
         "{requests} requests in {rounds} rounds are more than two listings"
     );
+}
+
+/// Segments 256 to 512, of which those from `sealed` on are encrypted for nobody here, and what lists them.
+async fn with_sealed_segments(folder: &std::path::Path, sealed: u64) -> (Repository, Catalog) {
+    let archive = RandomId([7; 16]);
+    let system = SystemIdentifier(7_000_000_000_000_000_001);
+    let mut catalog = Catalog::empty(cluster(), system, archive, WalSegmentSize::DEFAULT);
+    let keys = SystemKeys {
+        cluster: cluster(),
+        system,
+    };
+    let recipient = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
+    let recipients: [Recipient; 1] = [recipient.parse().unwrap()];
+    let wal = catalog.wal.entry(TimelineId(1)).or_default();
+    for number in 256..=512 {
+        let name = SegmentName::from_number(TimelineId(1), number, WalSegmentSize::DEFAULT);
+        let key = keys.wal(&WalName::Segment(name));
+        let place = Expected {
+            kind: HeadKind::Wal,
+            archive_id: archive,
+            key: keys::below_cluster(&key).to_owned(),
+        };
+        let tail = Tail {
+            content_size: 0,
+            index: Some(Box::new(SegmentIndex {
+                of: Some(IndexedObject {
+                    archive_id: archive,
+                    key: place.key.clone(),
+                }),
+                ..SegmentIndex::empty()
+            })),
+            sha256: None,
+            frames: Vec::new(),
+        };
+        let object = match number < sealed {
+            true => encode_tail(&tail).unwrap().0,
+            false => seal(&encode_small(place, b"WAL", 1).unwrap(), &recipients).unwrap(),
+        };
+        let path = folder.join(key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        wal.segments.insert(number, object.len() as u64);
+        std::fs::write(path, object).unwrap();
+    }
+    let store = LocalStore::open(folder).unwrap();
+    (Repository::over(Arc::new(store)), catalog)
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_open_the_segments_writes_no_roll_up_of_them() {
+    for (sealed, written) in [(513, 1), (511, 0), (256, 0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (repository, catalog) = with_sealed_segments(folder.path(), sealed).await;
+        for _ in 0..2 {
+            let report = write_roll_ups(&repository, &catalog).await.unwrap();
+            let listed = Indexes::new(&repository, &catalog);
+            let listed = listed.listed(&repository).await.unwrap().len();
+            assert_eq!(
+                listed, written,
+                "encrypted from segment {sealed} on, of 256 to 512: {report:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_encrypted_segment_hides_no_plain_one_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (repository, catalog) = with_sealed_segments(folder.path(), 400).await;
+    let all = SegmentRange {
+        timeline: TimelineId(1),
+        first: 256,
+        last: 512,
+    };
+    let indexes = Indexes::new(&repository, &catalog);
+    for pass in 1..=2 {
+        let summaries = indexes.summaries(vec![all]);
+        let summaries: Vec<Summary> = summaries.try_collect().await.unwrap();
+        let unread: Vec<u64> = summaries.into_iter().flat_map(|said| said.unread).collect();
+        assert_eq!(
+            unread,
+            (400..=512).collect::<Vec<_>>(),
+            "what stays unread in pass {pass}"
+        );
+        assert!(repository.is_locked(), "an encrypted segment was met");
+    }
+    let name = SegmentName::from_number(TimelineId(1), 399, WalSegmentSize::DEFAULT);
+    let said = indexes.segment(name).await.unwrap();
+    assert!(said.is_some(), "the last plain segment, asked alone");
 }
