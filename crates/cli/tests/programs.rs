@@ -229,7 +229,7 @@ fn results_go_to_standard_output_and_refusals_do_not() {
     let json: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(
         json,
-        serde_json::json!({"version": 1, "cluster": "main", "restorable_until": null, "would_be_lost_seconds": null, "backups": [], "unfinished": [], "conflicts": [], "damaged_documents": []})
+        serde_json::json!({"version": 1, "cluster": "main", "restorable_until": null, "would_be_lost_seconds": null, "backups": [], "unfinished": [], "conflicts": [], "repositories": [], "verified": [], "damaged_documents": []})
     );
 
     let target = bench.path("restored");
