@@ -220,9 +220,25 @@ async fn what_is_no_regular_file_is_no_object() {
             "create in the place of {name}"
         );
     }
+    assert_eq!(
+        kind(store.list(ALL).await.map(drop)),
+        Unavailable,
+        "nobody knows what is behind a link that leads nowhere"
+    );
+    std::fs::remove_file(root.join("a/dangling")).unwrap();
     let page = store.list(ALL).await.unwrap();
     let names: Vec<_> = page.objects.iter().map(|meta| meta.key.as_str()).collect();
     assert_eq!(names, ["a/object"], "only objects are listed");
+    // As a folder behind a link to a disk that is not mounted.
+    symlink(root.join("nowhere"), root.join("b")).unwrap();
+    for prefix in ["b/", "b/c/"] {
+        let options = ListOptions { prefix, ..ALL };
+        assert_eq!(
+            kind(store.list(options).await.map(drop)),
+            Unavailable,
+            "list of {prefix}"
+        );
+    }
     assert_eq!(
         store.get_range(&key("a/object"), 0..1).await.unwrap(),
         "x",

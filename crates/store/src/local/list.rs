@@ -1,8 +1,9 @@
 //! Listing in the order of keys. A folder's names sort with the `/` that its keys have there: `a-b/…` before `a/…`.
 
 use std::collections::BTreeSet;
-use std::fs::DirEntry;
+use std::fs::{DirEntry, Metadata};
 use std::io;
+use std::path::Path;
 
 use super::root::{Root, kind};
 use crate::{Key, ListOptions, ListPage, ObjectMeta, StoreError, StoreErrorKind};
@@ -120,7 +121,10 @@ impl<'a> Walk<'a> {
         let failure = |cause| self.root.failure("list", &folder.prefix, cause);
         let entries = match std::fs::read_dir(self.root.path().join(&folder.prefix)) {
             // Removed meanwhile, or never there.
-            Err(cause) if kind(&cause) == StoreErrorKind::NotFound => return self.root.check(),
+            Err(cause) if kind(&cause) == StoreErrorKind::NotFound => {
+                self.leads_on(&folder.prefix)?;
+                return self.root.check();
+            }
             entries => entries.map_err(failure)?,
         };
         for entry in entries {
@@ -140,6 +144,16 @@ impl<'a> Walk<'a> {
                 folder.names.pop_last();
                 folder.more_after = folder.names.last().cloned();
             }
+        }
+        Ok(())
+    }
+
+    /// A folder behind a link that leads nowhere is not absent: perhaps what it lies on is not mounted.
+    fn leads_on(&self, folder: &str) -> Result<(), StoreError> {
+        let mut way = self.root.path().to_path_buf();
+        for part in folder.split_terminator('/') {
+            way.push(part);
+            behind_link(&way).map_err(|cause| self.root.failure("list", folder, cause))?;
         }
         Ok(())
     }
@@ -172,6 +186,24 @@ fn is_after(full: &str, after: &str) -> bool {
     full > after || (full.ends_with('/') && after.starts_with(full))
 }
 
+/// What is behind this path if it is a link; `None` if it is none, or nothing. What cannot be looked at is an error, and "not there" is none
+/// that says that something is absent.
+fn behind_link(path: &Path) -> io::Result<Option<Metadata>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(link) if link.is_symlink() => {}
+        _ => return Ok(None),
+    }
+    let target = std::fs::metadata(path).map_err(|cause| {
+        if kind(&cause) == StoreErrorKind::NotFound {
+            let whence = format!("the link {} leads nowhere: {cause}", path.display());
+            io::Error::other(whence)
+        } else {
+            cause
+        }
+    })?;
+    Ok(Some(target))
+}
+
 /// An entry's name as keys have it; `None` for what can be no part of a key, such as `.tmp`.
 fn name(entry: &DirEntry) -> io::Result<Option<String>> {
     let Some(mut name) = entry
@@ -188,8 +220,8 @@ fn name(entry: &DirEntry) -> io::Result<Option<String>> {
     };
     // A folder may be elsewhere, behind a link, as reading by key finds it there too.
     if kind.is_symlink() {
-        match std::fs::metadata(entry.path()) {
-            Ok(target) if target.is_dir() => kind = target.file_type(),
+        match behind_link(&entry.path())? {
+            Some(target) if target.is_dir() => kind = target.file_type(),
             _ => return Ok(None),
         }
     }
