@@ -65,12 +65,6 @@ fn system_page(system: &SystemExpiry, plan: &ExpirePlan) -> String {
             "running: {id} keeps its objects, and WAL that it may need"
         );
     }
-    for timeline in plan.kept_wal.left_alone() {
-        let _ = writeln!(
-            page,
-            "timeline {timeline}: its history file is missing or damaged, so none of its WAL goes"
-        );
-    }
     for range in &plan.wal {
         let size = system.identity.wal_segment_size;
         let name = |number| SegmentName::from_number(range.timeline, number, size);
@@ -157,6 +151,7 @@ fn because(kept: &Kept, pin: Option<Pin>) -> String {
         (Reason::Proven, _) => "newest that is verified".to_owned(),
         (Reason::Future, _) => "ended in the future by its clock".to_owned(),
         (Reason::UnknownTimeline, _) => "its timeline's origin is unknown".to_owned(),
+        (Reason::Undecided, _) => "its WAL is in conflict".to_owned(),
     });
     words.collect::<Vec<_>>().join(", ")
 }

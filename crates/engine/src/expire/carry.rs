@@ -8,7 +8,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use walden_model::keys::{self, BackupObject};
 use walden_model::retention::{
-    ExpirePlan, Expired, KeptWal, NeededPacks, RetiredDocument, RetiredWalDocument,
+    ExpirePlan, Expired, KeptWal, NeededPacks, RetiredDocument, RetiredWalDocument, Staying,
 };
 use walden_model::{
     AbandonedDocument, BackupId, BackupRecord, DocumentError, IdentityDocument, RandomId,
@@ -17,11 +17,20 @@ use walden_model::{
 use walden_pg::{Lsn, WalFileName};
 use walden_store::ObjectMeta;
 
-use super::look::Look;
+use super::look::{self, Commit, Look};
 use super::remove::is_refusal;
 use super::{Removed, SystemExpiry, span};
+use crate::pin::Unreadable;
 use crate::repository::{Repository, RepositoryError};
 use crate::{event, host};
+
+/// It could be read a moment ago, or is new: either way nobody knows what it needs.
+fn believed<T>(read: Result<T, Unreadable>) -> Result<T, RepositoryError> {
+    read.map_err(|unreadable| RepositoryError::Document {
+        key: unreadable.key,
+        source: DocumentError::Damaged(unreadable.why),
+    })
+}
 
 /// One expiry of one system identifier.
 pub(super) struct Run<'a> {
@@ -55,8 +64,8 @@ impl<'a> Run<'a> {
     /// The store is out. What was begun goes on with the next expiry.
     pub async fn carry_out(&self, plan: &ExpirePlan) -> Result<Removed, RepositoryError> {
         let mut removed = Removed::default();
-        let mut kept_wal = plan.kept_wal.clone();
-        let floor = Lsn(kept_wal
+        let floor = Lsn(plan
+            .kept_wal
             .floor()
             .saturating_mul(self.identity.wal_segment_size.bytes()));
         let mut going: BTreeSet<BackupId> =
@@ -69,7 +78,8 @@ impl<'a> Run<'a> {
             }
         }
 
-        let look = self.look_again().await?;
+        let look = self.look_again(&going).await?;
+        let mut spared = Vec::new();
         let pinned: Vec<BackupId> = going
             .iter()
             .filter(|id| look.committed.contains_key(id) && look.is_pinned(id))
@@ -81,21 +91,20 @@ impl<'a> Run<'a> {
             let taken_back = self.repository.store().delete(&own).await;
             taken_back.map_err(|e| self.repository.failed(e))?;
             going.remove(&id);
+            if !self.records.contains_key(&id)
+                && let Commit::Backup(record) =
+                    believed(look::commit(self.repository, self.keys, &id).await?)?
+            {
+                spared.push(*record);
+            }
             removed.spared.push(id);
         }
-        let staying: Vec<&BackupRecord> = self
-            .records
-            .values()
-            .filter(|record| !going.contains(&record.backup_id))
-            .chain(&look.fresh)
-            .collect();
-        let needed = NeededPacks::of(staying.iter().copied(), &look.open);
-        for open in &look.open {
-            kept_wal.hold(open.wal_from, self.identity.wal_segment_size);
-        }
-        for record in staying {
-            kept_wal.keep(record);
-        }
+        let committed = self.records.values().chain(&look.fresh).chain(&spared);
+        let size = self.identity.wal_segment_size;
+        let Staying {
+            packs: needed,
+            wal: kept_wal,
+        } = Staying::new(&plan.kept_wal, committed, &going, &look.open, size);
 
         self.commits(&look, &mut going, &mut removed).await?;
         let folders = going.iter().chain(&look.closed);
@@ -183,14 +192,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn look_again(&self) -> Result<Look, RepositoryError> {
-        let known: BTreeSet<BackupId> = self.records.keys().cloned().collect();
-        let look = Look::new(self.repository, self.keys, self.identity, &known).await?;
-        // It could be read a moment ago, or is new: either way nobody knows what it needs.
-        look.map_err(|unreadable| RepositoryError::Document {
-            key: unreadable.key,
-            source: DocumentError::Damaged(unreadable.why),
-        })
+    async fn look_again(&self, going: &BTreeSet<BackupId>) -> Result<Look, RepositoryError> {
+        let known = self.records.keys().chain(going).cloned().collect();
+        believed(Look::new(self.repository, self.keys, self.identity, &known).await?)
     }
 
     /// Removes commit documents. A backup whose document the store keeps is left as it is, behind its document in `retired/`.
@@ -339,8 +343,12 @@ impl<'a> Run<'a> {
             .flatten()
             .map(|(_, since)| *since)
             .max();
+        // Either clock may run ahead.
+        let now = Timestamp::now();
         let is_old = |since: &Timestamp| {
-            newest.is_some_and(|now| now.duration_since(*since) > span(self.abandoned_after))
+            newest.is_some_and(|newest| {
+                newest.min(now).duration_since(*since) > span(self.abandoned_after)
+            })
         };
         let mut keys = Vec::new();
         for (id, all) in &look.retired {

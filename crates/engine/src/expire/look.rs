@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use walden_model::keys::RetiredKey;
-use walden_model::retention::{OpenBackup, Pins};
+use walden_model::retention::{OpenBackup, Pins, Verdict};
 use walden_model::{
     AbandonedDocument, BackupId, BackupRecord, Catalog, Document, DocumentError, EventBody,
     IdentityDocument, RandomId, StartedDocument, SystemKeys, Verified, WalName,
@@ -23,7 +23,7 @@ pub(super) struct Look {
     pub folders: BTreeMap<BackupId, Vec<ObjectMeta>>,
     /// Ids under whose commit key something stands, and since when.
     pub committed: BTreeMap<BackupId, Timestamp>,
-    /// Backups that were committed since the catalog was made.
+    /// Backups with a commit document that were not known.
     pub fresh: Vec<BackupRecord>,
     /// Backups that were closed because they never ended, and of which objects are left.
     pub closed: BTreeSet<BackupId>,
@@ -40,14 +40,14 @@ pub(super) struct Look {
 }
 
 /// What may stand under a commit key.
-enum Commit {
+pub(super) enum Commit {
     Backup(Box<BackupRecord>),
     Closed,
     Gone,
 }
 
 impl Look {
-    /// Looks; `known` are the backups of the catalog. Inside, what cannot be read and may say what must stay.
+    /// Looks; the commit documents of `known` need not be read, whatever else says of a backup that it goes. Inside, what cannot be read and may say what must stay.
     pub async fn new(
         repository: &Repository,
         keys: &SystemKeys,
@@ -99,7 +99,7 @@ impl Look {
         let unknown: Vec<BackupId> = look
             .committed
             .keys()
-            .filter(|id| !known.contains(id) && !look.retired.contains_key(id))
+            .filter(|id| !known.contains(id))
             .cloned()
             .collect();
         for id in unknown {
@@ -134,7 +134,7 @@ impl Look {
         pin.is_some_and(|pin| pin.holds(Timestamp::now()))
     }
 
-    /// What the last whole verify found: backups that it proved, and those that cannot be restored.
+    /// What verifies found: backups that it proved, and those that cannot be restored.
     pub async fn verified(
         &self,
         repository: &Repository,
@@ -142,27 +142,26 @@ impl Look {
         identity: &IdentityDocument,
     ) -> Result<(BTreeSet<BackupId>, BTreeSet<BackupId>), RepositoryError> {
         let names = event::names(repository, keys).await?;
+        let mut verdict = Verdict::default();
         for name in names.iter().filter(|name| name.kind == Verified::EVENT) {
             let read = event::read::<Verified>(repository, keys, identity.archive_id, name).await;
-            let verified = match read {
-                Ok(Some(event)) => event.body,
+            match read {
+                Ok(Some(event)) => verdict.add(event.body),
                 Ok(None) => continue,
                 Err(e) if matches!(e.trouble(), Trouble::Damage | Trouble::Configuration) => {
                     continue;
                 }
                 Err(e) => return Err(e),
-            };
-            if !verified.complete || verified.backup.is_some() {
-                continue;
             }
-            let lost: BTreeSet<BackupId> = verified.lost_backups.into_iter().collect();
-            let until = verified.proven_until;
-            let proven = self.committed.iter();
-            let proven = proven.filter(|(_, since)| until.is_some_and(|until| **since <= until));
-            let proven = proven.map(|(id, _)| id.clone());
-            return Ok((proven.filter(|id| !lost.contains(id)).collect(), lost));
+            if verdict.is_whole() {
+                break;
+            }
         }
-        Ok((BTreeSet::new(), BTreeSet::new()))
+        let (lost, until) = (verdict.lost, verdict.proven_until);
+        let proven = self.committed.iter();
+        let proven = proven.filter(|(_, since)| until.is_some_and(|until| **since <= until));
+        let proven = proven.map(|(id, _)| id.clone());
+        Ok((proven.filter(|id| !lost.contains(id)).collect(), lost))
     }
 
     /// The store's clock, or a little before it: when the newest thing was stored that is looked at. Nobody else's clock tells how long a
@@ -192,7 +191,7 @@ impl Look {
     }
 }
 
-async fn commit(
+pub(super) async fn commit(
     repository: &Repository,
     keys: &SystemKeys,
     id: &BackupId,

@@ -193,7 +193,8 @@ async fn plan(
         return Ok(expiry);
     }
     mark_breaks(repository, &mut catalog).await?;
-    let known: BTreeSet<BackupId> = expiry.records.keys().cloned().collect();
+    let known = expiry.records.keys().chain(&catalog.retiring);
+    let known: BTreeSet<BackupId> = known.cloned().collect();
     let look = match Look::new(repository, keys, &expiry.identity, &known).await? {
         Ok(look) => look,
         Err(unreadable) => {

@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use walden_pg::TimelineId;
 
 use super::{CannotExpire, ExpireFacts, ExpirePlan, Kept, KeptWal, OpenBackup, Reason};
-use crate::keys::{BackupId, SystemKeys};
+use crate::catalog::Catalog;
+use crate::keys::{BackupId, SystemKeys, WalName};
 use crate::records::{BackupRecord, SegmentRange};
 
 /// A backup with what the rules ask.
@@ -47,12 +48,16 @@ pub(super) fn needed(record: &BackupRecord) -> (u64, u64) {
     (first / size, last / size)
 }
 
+fn keys(catalog: &Catalog) -> SystemKeys {
+    SystemKeys {
+        cluster: catalog.cluster.clone(),
+        system: catalog.system_identifier,
+    }
+}
+
 /// A damaged commit document may name any pack and any WAL.
 fn readable(facts: &ExpireFacts<'_>) -> Result<(), CannotExpire> {
-    let keys = SystemKeys {
-        cluster: facts.catalog.cluster.clone(),
-        system: facts.catalog.system_identifier,
-    };
+    let keys = keys(facts.catalog);
     let mut damaged = facts.catalog.damaged_documents.iter();
     match damaged.find(|document| keys.parse_commit(&document.key).is_some()) {
         Some(document) => Err(CannotExpire::Unreadable {
@@ -74,6 +79,13 @@ impl ExpirePlan {
         }
         readable(facts)?;
         let catalog = facts.catalog;
+        // Where a timeline with WAL comes from says what it needs of others.
+        catalog
+            .prove_newest(TimelineId(1))
+            .map_err(|missing| CannotExpire::UnknownOrigin {
+                timeline: missing.timeline,
+                key: keys(catalog).wal(&WalName::History(missing.timeline)),
+            })?;
         let mut candidates = candidates(facts);
         if candidates.iter().all(|candidate| !candidate.good) {
             let backups = catalog.backups.len() + catalog.retiring.len();
@@ -88,18 +100,15 @@ impl ExpirePlan {
         singly(&mut candidates, facts, reference);
         let floor = close(&mut candidates, facts.now);
 
+        // Whichever clock runs ahead, the other one lets no backup look silent.
+        let store_now = facts.store_now.min(facts.now);
         let (abandoned, running): (Vec<&OpenBackup>, Vec<&OpenBackup>) = facts
             .open
             .iter()
-            .partition(|open| facts.store_now.duration_since(open.newest) > facts.abandoned_after);
-        let mut kept_wal = KeptWal::from(floor.unwrap_or(0));
+            .partition(|open| store_now.duration_since(open.newest) > facts.abandoned_after);
+        let mut kept_wal = KeptWal::new(floor.unwrap_or(0), catalog);
         for open in &running {
             kept_wal.hold(open.wal_from, catalog.segment_size);
-        }
-        for timeline in catalog.wal.keys() {
-            if catalog.lineage(*timeline).is_err() {
-                kept_wal.leave_alone(*timeline);
-            }
         }
         let (kept, removed): (Vec<_>, Vec<_>) = candidates
             .into_iter()
@@ -145,31 +154,58 @@ impl ExpirePlan {
 
 fn candidates<'a>(facts: &ExpireFacts<'a>) -> Vec<Candidate<'a>> {
     let catalog = facts.catalog;
-    let timelines = catalog.timelines();
+    let settled = settled(catalog);
     let mut ended = Timestamp::MIN;
     let mut all = Vec::new();
     for record in catalog.ordered_backups() {
-        // A timeline that left it may have the segment of the fork where its own has none.
-        let leads = |timeline| {
-            let path = catalog.path(timeline);
-            path.is_ok_and(|path| path.leads_through(record) && path.missing_for(record).is_none())
-        };
-        let good = !catalog.missing_packs.contains_key(&record.backup_id)
-            && !facts.damaged.contains(&record.backup_id)
-            && timelines.iter().copied().any(leads);
+        let id = &record.backup_id;
+        let has_wal = has_own_wal(catalog, record);
+        let has_packs = !catalog.missing_packs.contains_key(id);
+        let good = has_packs && has_wal && !facts.damaged.contains(id);
+        // Whoever verifies it meanwhile calls it lost for the same reason, so that says nothing.
+        let undecided = has_packs
+            && !has_wal
+            && settled
+                .as_ref()
+                .is_some_and(|settled| has_own_wal(settled, record));
         let unknown = catalog.lineage(record.timeline).is_err();
         if good {
             ended = ended.max(record.stopped_at.min(facts.now));
         }
-        let unknown = unknown.then_some(Reason::UnknownTimeline);
+        let reasons = [
+            unknown.then_some(Reason::UnknownTimeline),
+            undecided.then_some(Reason::Undecided),
+        ];
         all.push(Candidate {
             record,
             good,
             ended,
-            reasons: unknown.into_iter().collect(),
+            reasons: reasons.into_iter().flatten().collect(),
         });
     }
     all
+}
+
+/// Along whichever timeline: one that left it may have the segment of the fork where its own has none.
+fn has_own_wal(catalog: &Catalog, record: &BackupRecord) -> bool {
+    let leads = |timeline| {
+        let path = catalog.path(timeline);
+        path.is_ok_and(|path| path.leads_through(record) && path.missing_for(record).is_none())
+    };
+    catalog.timelines().into_iter().any(leads)
+}
+
+/// The catalog as it is if every conflict is settled for what is archived; `None` where there is none.
+fn settled(catalog: &Catalog) -> Option<Catalog> {
+    let in_conflict = catalog.wal.values().any(|wal| !wal.conflicts.is_empty());
+    (in_conflict || !catalog.disputed_histories.is_empty()).then(|| {
+        let mut settled = catalog.clone();
+        settled.disputed_histories.clear();
+        for wal in settled.wal.values_mut() {
+            wal.conflicts.clear();
+        }
+        settled
+    })
 }
 
 fn good<'c, 'a>(
@@ -178,26 +214,35 @@ fn good<'c, 'a>(
     candidates.iter_mut().filter(|candidate| candidate.good)
 }
 
-/// The newest of all, and the newest from which the newest timeline is reached: until a timeline has a backup of its own, only those of
-/// before the fork lead to it.
+/// The newest of all, and the newest from which each timeline is reached that lives: the newest one, for which until it has a backup of its
+/// own only those of before the fork do; and every other one on which something was archived since the oldest that is counted among all ended,
+/// for a clone that was promoted is not what production goes on.
 fn by_count(candidates: &mut [Candidate<'_>], facts: &ExpireFacts<'_>) {
-    let newest = facts.catalog.timelines_with_wal().next_back();
-    let way = newest.and_then(|newest| facts.catalog.path(newest).ok());
+    let catalog = facts.catalog;
+    let newest = catalog.timelines_with_wal().next_back();
     let counts = [
         (Some(facts.policy.minimum.max(1)), Reason::Minimum),
         (facts.policy.full, Reason::Full),
     ];
     for (count, reason) in counts {
         let count = usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX);
+        let mut since = Timestamp::MAX;
         for candidate in good(candidates).rev().take(count) {
+            since = since.min(candidate.ended);
             candidate.reasons.insert(reason);
         }
-        let leads = |candidate: &&mut Candidate<'_>| {
-            let way = way.as_ref();
-            way.is_some_and(|way| way.leads_through(candidate.record))
+        let lives = |timeline: &TimelineId| {
+            let archived = catalog.newest_archived_at.get(timeline);
+            Some(*timeline) == newest || archived.is_none_or(|at| *at >= since)
         };
-        for candidate in good(candidates).rev().filter(leads).take(count) {
-            candidate.reasons.insert(reason);
+        for timeline in catalog.timelines_with_wal().filter(lives) {
+            let Ok(way) = catalog.path(timeline) else {
+                continue;
+            };
+            let leads = |candidate: &&mut Candidate<'_>| way.leads_through(candidate.record);
+            for candidate in good(candidates).rev().filter(leads).take(count) {
+                candidate.reasons.insert(reason);
+            }
         }
     }
 }

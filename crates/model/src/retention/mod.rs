@@ -8,13 +8,15 @@ mod build;
 mod documents;
 mod events;
 mod packs;
+mod staying;
+mod verdict;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
-use walden_pg::Lsn;
+use walden_pg::{Lsn, TimelineId};
 
 use crate::catalog::Catalog;
 use crate::keys::BackupId;
@@ -23,6 +25,8 @@ use crate::records::SegmentRange;
 pub use documents::{RetiredDocument, RetiredWalDocument, Retirement, RetirementConflict};
 pub use events::{Expired, Pinned, Pins, Unpinned};
 pub use packs::NeededPacks;
+pub use staying::Staying;
+pub use verdict::Verdict;
 pub use wal::KeptWal;
 
 /// What is kept. A backup stays if any rule keeps it.
@@ -177,6 +181,8 @@ pub enum Reason {
     Future,
     /// Where its timeline comes from is unknown.
     UnknownTimeline,
+    /// WAL that it needs is in conflict, and nobody has said yet whose it is.
+    Undecided,
 }
 
 impl Reason {
@@ -199,6 +205,7 @@ impl Reason {
             Self::Proven => "proven",
             Self::Future => "future",
             Self::UnknownTimeline => "unknown-timeline",
+            Self::Undecided => "undecided",
         }
     }
 
@@ -291,6 +298,18 @@ pub enum CannotExpire {
         key: String,
         /// What is wrong.
         why: String,
+    },
+    /// A timeline has WAL, and nobody can say of which backups it lives.
+    #[error(
+        "where timeline {timeline} comes from is unknown, and it may need any backup of an older one, so nothing goes: {key} is missing, damaged, or \
+         in conflict; if it is damaged move it away, archive it with walden-wal-push on a server that has been on that timeline, and settle a \
+         conflict with walden conflicts"
+    )]
+    UnknownOrigin {
+        /// The timeline.
+        timeline: TimelineId,
+        /// Its history file's key.
+        key: String,
     },
 }
 

@@ -140,22 +140,19 @@ impl Expiry {
                     self.begun.remove(&1);
                 }
                 let going: BTreeSet<u32> = self.removed.union(&self.begun).copied().collect();
-                let staying: Vec<BackupRecord> = stored
+                let committed: Vec<BackupRecord> = stored
                     .commits
-                    .difference(&going)
+                    .iter()
                     .map(|number| scene.record(*number))
                     .collect();
-                let needed = NeededPacks::of(&staying, &running);
+                let going = going.into_iter().map(id).collect();
+                let kept = self.kept_wal.as_ref().unwrap();
+                let staying =
+                    Staying::new(kept, &committed, &going, &running, crate::sample::size());
                 self.needed = (1..=RUNNING)
-                    .filter(|number| needed.needs(&id(*number), 0))
+                    .filter(|number| staying.packs.needs(&id(*number), 0))
                     .collect();
-                let kept = self.kept_wal.as_mut().unwrap();
-                for open in &running {
-                    kept.hold(open.wal_from, staying_size());
-                }
-                for record in &staying {
-                    kept.keep(record);
-                }
+                self.kept_wal = Some(staying.wal);
             }
             8 => {
                 for number in self.removed.union(&self.begun) {
@@ -235,10 +232,6 @@ impl Expiry {
     }
 }
 
-fn staying_size() -> walden_pg::WalSegmentSize {
-    crate::sample::size()
-}
-
 /// The backup's steps; gives up where it must.
 fn back_up(step: &mut u8, scene: &Scene, stored: &mut Stored) {
     *step += 1;
@@ -252,7 +245,7 @@ fn back_up(step: &mut u8, scene: &Scene, stored: &mut Stored) {
                 .retired
                 .iter()
                 .map(|(number, _)| Retirement::Backup(id(*number)));
-            let size = staying_size().bytes();
+            let size = crate::sample::size().bytes();
             let wal = stored.retired_wal.iter();
             let wal = wal.map(|(_, floor)| Retirement::WalBefore(Lsn(floor * size)));
             let mut all = backups.chain(wal);

@@ -14,6 +14,7 @@ struct Bed {
     damaged: BTreeSet<BackupId>,
     open: Vec<OpenBackup>,
     now: Timestamp,
+    store_now: Option<Timestamp>,
 }
 
 impl Bed {
@@ -36,6 +37,7 @@ impl Bed {
             damaged: BTreeSet::new(),
             open: Vec::new(),
             now: time(i64::from(backups) * DAY + 3600),
+            store_now: None,
         }
     }
 
@@ -48,7 +50,7 @@ impl Bed {
             damaged: &self.damaged,
             open: &self.open,
             now: self.now,
-            store_now: self.now,
+            store_now: self.store_now.unwrap_or(self.now),
             abandoned_after: SignedDuration::from_hours(24),
         })
     }
@@ -265,6 +267,9 @@ fn another_timelines_backups_stay_until_the_newer_has_passed_them() {
     bed.catalog.histories = forked.histories;
     bed.catalog.wal.extend(forked.wal);
     bed.policy.full = Some(1);
+    bed.catalog
+        .newest_archived_at
+        .insert(TimelineId(1), time(4 * DAY + 60));
     assert_eq!(
         bed.kept(),
         ["2 minimum,full", "3 younger", "4 minimum,full"],
@@ -326,13 +331,162 @@ fn a_window_reaches_back_along_each_timeline_that_has_moments_in_it() {
 }
 
 #[test]
-fn a_timeline_of_unknown_origin_is_left_alone() {
+fn nothing_goes_while_the_origin_of_a_timeline_with_wal_is_unknown() {
     let mut bed = Bed::daily(3);
     bed.policy.full = Some(1);
-    bed.catalog.wal.entry(TimelineId(7)).or_default().segments = [(3, 10), (4, 10)].into();
     bed.catalog.backups.push(backup(9, 7, 310, 350));
-    assert_eq!(bed.kept(), ["3 minimum,full", "9! unknown-timeline"]);
-    assert_eq!(bed.removed_wal(), [(1, 1, 2), (1, 4, 20)]);
+    assert_eq!(
+        bed.kept(),
+        ["3 minimum,full", "9! unknown-timeline"],
+        "without WAL it needs nothing of others"
+    );
+    let forked = catalog(&[(7, &[3, 4])], &[(7, 1, 300)]);
+    bed.catalog.wal.extend(forked.wal);
+    let refused = bed.plan().unwrap_err();
+    assert!(
+        matches!(&refused, CannotExpire::UnknownOrigin { timeline: TimelineId(7), key } if key.contains("00000007.history")),
+        "{refused}"
+    );
+    bed.catalog.histories = forked.histories;
+    bed.plan().expect("its history file is there");
+    bed.catalog.disputed_histories.insert(TimelineId(7));
+    assert_eq!(
+        bed.plan(),
+        Err(refused),
+        "nobody knows which of two is right"
+    );
+}
+
+#[test]
+fn a_conflict_that_can_be_settled_takes_no_backup() {
+    let mut bed = Bed::daily(4);
+    bed.policy.full = Some(2);
+    let wal = bed.catalog.wal.get_mut(&TimelineId(1)).unwrap();
+    wal.conflicts.extend([1, 31]);
+    // Verify calls it lost meanwhile.
+    bed.damaged.insert(id(4));
+    assert_eq!(
+        bed.kept(),
+        [
+            "1! undecided",
+            "2 full",
+            "3 minimum,full",
+            "4 within,undecided"
+        ]
+    );
+    assert_eq!(bed.removed_wal(), [(1, 3, 10)], "it keeps what it needs");
+    let wal = bed.catalog.wal.get_mut(&TimelineId(1)).unwrap();
+    wal.segments.remove(&2);
+    assert_eq!(
+        bed.plan().unwrap().removed,
+        [id(1)],
+        "what lacks WAL besides cannot be settled"
+    );
+}
+
+#[test]
+fn a_promoted_clone_takes_nothing_from_the_timeline_that_lives_on() {
+    let mut bed = Bed::daily(4);
+    let forked = catalog(&[(2, &(15..=90).collect::<Vec<_>>())], &[(2, 1, 1500)]);
+    bed.catalog.histories = forked.histories;
+    bed.catalog.wal.extend(forked.wal);
+    for (number, day) in [(5, 5), (6, 6), (7, 7)] {
+        let start = u64::from(number) * 1000 + 50;
+        let mut record = backup(number, 2, start, start + 100);
+        record.stopped_at = time(day * DAY);
+        bed.catalog.backups.push(record);
+    }
+    bed.now = time(8 * DAY);
+    bed.policy.full = Some(2);
+    let archived = &mut bed.catalog.newest_archived_at;
+    archived.insert(TimelineId(1), time(6 * DAY));
+    archived.insert(TimelineId(2), time(7 * DAY));
+    assert_eq!(
+        bed.kept(),
+        [
+            "3 full",
+            "4 minimum,full",
+            "5 within",
+            "6 full",
+            "7 minimum,full"
+        ],
+        "timeline 1 has moments behind the sixth"
+    );
+    assert_eq!(bed.plan().unwrap().kept_wal.floor(), 21);
+    bed.catalog
+        .newest_archived_at
+        .insert(TimelineId(1), time(6 * DAY - 1));
+    assert_eq!(
+        bed.kept(),
+        ["6 full", "7 minimum,full"],
+        "what a failover left behind goes in the end"
+    );
+}
+
+#[test]
+fn what_is_archived_after_the_plan_stays() {
+    let mut bed = Bed::daily(4);
+    bed.policy.full = Some(1);
+    let forked = catalog(&[(2, &[3, 4])], &[(2, 1, 300)]);
+    bed.catalog.histories = forked.histories;
+    bed.catalog.wal.extend(forked.wal);
+    bed.catalog
+        .newest_archived_at
+        .insert(TimelineId(2), time(DAY));
+    bed.pins.insert(id(1), Pin::Forever);
+    let mut kept = KeptWal::new(31, &bed.catalog);
+    kept.keep(&bed.catalog.backups[0]);
+    assert!(!kept.keeps(TimelineId(1), 5) && !kept.keeps(TimelineId(2), 4));
+    assert!(kept.keeps(TimelineId(2), 5), "behind what the plan knew");
+    assert!(
+        kept.keeps(TimelineId(3), 3),
+        "of a timeline that had none yet"
+    );
+    let block = crate::rollup::Block {
+        level: crate::rollup::Level::One,
+        timeline: TimelineId(3),
+        first: 0,
+    };
+    assert!(kept.keeps_all(&block), "its roll-ups, too");
+}
+
+#[test]
+fn another_runs_word_takes_nothing_from_a_backup_that_stays() {
+    let mut bed = Bed::daily(3);
+    // The first is in no plan: somebody told that it goes, and did not live to spare it.
+    bed.catalog.backups[0].packs[0].backup = id(8);
+    let going = [id(2)].into();
+    let planned = KeptWal::new(21, &bed.catalog);
+    let staying = Staying::new(
+        &planned,
+        &bed.catalog.backups,
+        &going,
+        &[],
+        bed.catalog.segment_size,
+    );
+    assert!(staying.packs.needs(&id(8), 0) && !staying.packs.needs(&id(2), 0));
+    assert!(staying.wal.keeps(TimelineId(1), 2) && !staying.wal.keeps(TimelineId(1), 12));
+}
+
+#[test]
+fn a_date_in_the_future_closes_no_running_backup() {
+    let mut bed = Bed::daily(2);
+    bed.policy.full = Some(1);
+    bed.open.push(OpenBackup {
+        id: id(7),
+        newest: bed.now - SignedDuration::from_secs(10),
+        wal_from: None,
+        parents: Some(Vec::new()),
+    });
+    bed.store_now = Some(bed.now + SignedDuration::from_hours(1000));
+    assert_eq!(bed.plan().unwrap().abandoned, []);
+    bed.store_now = Some(bed.now);
+    bed.now += SignedDuration::from_hours(1000);
+    assert_eq!(
+        bed.plan().unwrap().abandoned,
+        [],
+        "nor does this machine's clock"
+    );
 }
 
 #[test]
@@ -363,7 +517,7 @@ fn running_backups_hold_wal_and_abandoned_ones_do_not() {
 
 #[test]
 fn roll_ups_stay_where_all_their_segments_do() {
-    let mut kept = KeptWal::from(512);
+    let mut kept = KeptWal::new(512, &catalog(&[(1, &[511])], &[]));
     kept.keep(&backup(1, 1, 300, 350));
     let block = |level, first| crate::rollup::Block {
         level,
