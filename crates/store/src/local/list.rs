@@ -122,7 +122,7 @@ impl<'a> Walk<'a> {
         let entries = match std::fs::read_dir(self.root.path().join(&folder.prefix)) {
             // Removed meanwhile, or never there.
             Err(cause) if kind(&cause) == StoreErrorKind::NotFound => {
-                self.leads_on(&folder.prefix)?;
+                leads_on(self.root, &folder.prefix)?;
                 return self.root.check();
             }
             entries => entries.map_err(failure)?,
@@ -144,16 +144,6 @@ impl<'a> Walk<'a> {
                 folder.names.pop_last();
                 folder.more_after = folder.names.last().cloned();
             }
-        }
-        Ok(())
-    }
-
-    /// A folder behind a link that leads nowhere is not absent: perhaps what it lies on is not mounted.
-    fn leads_on(&self, folder: &str) -> Result<(), StoreError> {
-        let mut way = self.root.path().to_path_buf();
-        for part in folder.split_terminator('/') {
-            way.push(part);
-            behind_link(&way).map_err(|cause| self.root.failure("list", folder, cause))?;
         }
         Ok(())
     }
@@ -184,6 +174,16 @@ impl Folder {
 /// Whether a key, or any key below a folder (`full` ends in `/`), comes after `after`.
 fn is_after(full: &str, after: &str) -> bool {
     full > after || (full.ends_with('/') && after.starts_with(full))
+}
+
+/// A folder behind a link that leads nowhere is not absent: perhaps what it lies on is not mounted.
+fn leads_on(root: &Root, folder: &str) -> Result<(), StoreError> {
+    let mut way = root.path().to_path_buf();
+    for part in folder.split_terminator('/') {
+        way.push(part);
+        behind_link(&way).map_err(|cause| root.failure("list", folder, cause))?;
+    }
+    Ok(())
 }
 
 /// What is behind this path if it is a link; `None` if it is none, or nothing. What cannot be looked at is an error, and "not there" is none
