@@ -53,7 +53,10 @@ pub(crate) fn run_expire(settings: Settings, arguments: &ExpireArguments) -> Res
     let mut failed: Vec<ExpireError> = Vec::new();
     for request in requests {
         match run(expire(&request)).map_err(Problem::failure)? {
-            Ok(report) => reports.push(report),
+            Ok(mut report) => {
+                failed.extend(report.failed.take());
+                reports.push(report);
+            }
             Err(e) => failed.push(e),
         }
     }

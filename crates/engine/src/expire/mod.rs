@@ -52,6 +52,8 @@ pub struct ExpireReport {
     pub cluster: ClusterName,
     /// One for each system identifier, in the order of registration.
     pub systems: Vec<SystemExpiry>,
+    /// Why the next one failed, and none behind it was looked at.
+    pub failed: Option<ExpireError>,
 }
 
 /// What was expired of one system identifier.
@@ -106,7 +108,7 @@ pub enum ExpireError {
 /// Expires a cluster's backups and WAL in one repository.
 ///
 /// # Errors
-/// The repository cannot be asked, or broke off. What it refuses to remove is in the report.
+/// The repository cannot be asked. What it refuses to remove, and where it broke off, is in the report.
 pub async fn expire(request: &ExpireRequest) -> Result<ExpireReport, ExpireError> {
     let failed = |source| ExpireError::Repository {
         name: request.repository.name.clone(),
@@ -132,35 +134,45 @@ pub async fn expire_in(
         name: name(),
         source,
     })?;
-    let mut systems = Vec::new();
+    let mut report = ExpireReport {
+        repository: name(),
+        cluster: request.cluster.clone(),
+        systems: Vec::new(),
+        failed: None,
+    };
     for system in loaded {
         let keys = SystemKeys {
             cluster: request.cluster.clone(),
             system: system.identity.system_identifier,
         };
-        let mut expiry = plan(repository, &keys, request, system)
-            .await
-            .map_err(|source| ExpireError::Repository {
-                name: name(),
-                source,
-            })?;
+        let mut expiry = match plan(repository, &keys, request, system).await {
+            Ok(expiry) => expiry,
+            Err(source) => {
+                report.failed = Some(ExpireError::Repository {
+                    name: name(),
+                    source,
+                });
+                break;
+            }
+        };
         if let Ok(plan) = &expiry.plan
             && !request.dry_run
         {
             let run = carry::Run::new(repository, &keys, &expiry, request.abandoned_after);
-            let done = run.carry_out(plan).await;
-            expiry.done = Some(done.map_err(|source| ExpireError::CutShort {
-                name: name(),
-                source,
-            })?);
+            match run.carry_out(plan).await {
+                Ok(done) => expiry.done = Some(done),
+                Err(source) => {
+                    report.failed = Some(ExpireError::CutShort {
+                        name: name(),
+                        source,
+                    });
+                    break;
+                }
+            }
         }
-        systems.push(expiry);
+        report.systems.push(expiry);
     }
-    Ok(ExpireReport {
-        repository: name(),
-        cluster: request.cluster.clone(),
-        systems,
-    })
+    Ok(report)
 }
 
 fn span(duration: Duration) -> SignedDuration {

@@ -50,6 +50,7 @@ pub fn expiry() -> ExpireReport {
     };
     let records = [goes, stays].map(|record| (record.backup_id.clone(), record));
     ExpireReport {
+        failed: None,
         repository: "here".to_owned(),
         cluster: "main".parse().expect("a name"),
         systems: vec![SystemExpiry {
