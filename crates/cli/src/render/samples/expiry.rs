@@ -2,7 +2,7 @@
 
 use walden_engine::expire::{ExpireReport, Left, Removed, SystemExpiry};
 use walden_model::retention::{ExpirePlan, Kept, KeptWal, Pin, Reason};
-use walden_model::{BackupId, BackupRecord, SegmentRange};
+use walden_model::{BackupId, BackupRecord, Catalog, SegmentRange};
 use walden_pg::{Lsn, TimelineId};
 
 use super::{MB, identity, record};
@@ -18,6 +18,13 @@ pub fn expiry() -> ExpireReport {
     let goes = record();
     let kept = stays.backup_id.clone();
     let pin = Pin::Until("2027-01-01T00:00:00Z".parse().expect("a time"));
+    let identity = identity();
+    let nothing = Catalog::empty(
+        identity.cluster.clone(),
+        identity.system_identifier,
+        identity.archive_id,
+        identity.wal_segment_size,
+    );
     let plan = ExpirePlan {
         kept: vec![Kept {
             backup: kept.clone(),
@@ -28,7 +35,7 @@ pub fn expiry() -> ExpireReport {
         begun: [].into(),
         abandoned: vec![id("20261124T175007Z-0badcb00")],
         running: vec![],
-        kept_wal: KeptWal::from(8),
+        kept_wal: KeptWal::new(8, &nothing),
         wal: vec![SegmentRange {
             timeline: TimelineId(1),
             first: 1,
@@ -54,7 +61,7 @@ pub fn expiry() -> ExpireReport {
         repository: "here".to_owned(),
         cluster: "main".parse().expect("a name"),
         systems: vec![SystemExpiry {
-            identity: identity(),
+            identity,
             plan: Ok(plan),
             records: records.into(),
             pins: [(kept, pin)].into(),
