@@ -215,7 +215,7 @@ fn good<'c, 'a>(
 }
 
 /// The newest of all, and the newest from which each timeline is reached that lives: the newest one, for which until it has a backup of its
-/// own only those of before the fork do; and every other one on which something was archived since the oldest that is counted among all ended,
+/// own only those of before the fork do; and every other one on which something was archived since the last ended that is just not counted,
 /// for a clone that was promoted is not what production goes on.
 fn by_count(candidates: &mut [Candidate<'_>], facts: &ExpireFacts<'_>) {
     let catalog = facts.catalog;
@@ -225,11 +225,13 @@ fn by_count(candidates: &mut [Candidate<'_>], facts: &ExpireFacts<'_>) {
         (facts.policy.full, Reason::Full),
     ];
     for (count, reason) in counts {
-        let count = usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX);
+        let count = count.map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX - 1));
         let mut since = Timestamp::MAX;
-        for candidate in good(candidates).rev().take(count) {
+        for (place, candidate) in good(candidates).rev().enumerate().take(count + 1) {
             since = since.min(candidate.ended);
-            candidate.reasons.insert(reason);
+            if place < count {
+                candidate.reasons.insert(reason);
+            }
         }
         let lives = |timeline: &TimelineId| {
             let archived = catalog.newest_archived_at.get(timeline);

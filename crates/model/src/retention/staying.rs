@@ -20,6 +20,7 @@ pub struct Staying {
 impl Staying {
     /// `planned` is the plan's WAL. Of all that are committed now, whoever else says that they go, only this run's own `going` need nothing:
     /// another run may have been killed before it spared one that was pinned.
+    #[must_use]
     pub fn new<'a>(
         planned: &KeptWal,
         committed: impl IntoIterator<Item = &'a BackupRecord>,
