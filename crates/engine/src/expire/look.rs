@@ -141,13 +141,15 @@ impl Look {
         keys: &SystemKeys,
         identity: &IdentityDocument,
     ) -> Result<(BTreeSet<BackupId>, BTreeSet<BackupId>), RepositoryError> {
+        let here = repository.root().await?.repository_id;
         let names = event::names(repository, keys).await?;
         let mut verdict = Verdict::default();
         for name in names.iter().filter(|name| name.kind == Verified::EVENT) {
             let read = event::read::<Verified>(repository, keys, identity.archive_id, name).await;
             match read {
-                Ok(Some(event)) => verdict.add(event.body),
-                Ok(None) => continue,
+                // Another repository's, which a copy brought, says nothing of this one.
+                Ok(Some(event)) if event.body.repository_id == here => verdict.add(event.body),
+                Ok(_) => continue,
                 Err(e) if matches!(e.trouble(), Trouble::Damage | Trouble::Configuration) => {
                     continue;
                 }
