@@ -86,6 +86,12 @@ fn each_segments_index_agrees_with_pg_waldump(install: &PgInstall, dir: &TestDir
     for (at, name) in names.iter().enumerate() {
         let bytes = fs::read(wal.join(name.to_string()))?;
         let mut index = archived.remove(name).context("an index")?;
+        let of = index.of.take().context("the object that it stands in")?;
+        ensure!(
+            of.key.ends_with(&format!("/{name}.zst")),
+            "the index of {name} says that it stands in {}",
+            of.key
+        );
         for piece in [8192, 100_003] {
             ensure!(
                 indexed(*name, &bytes, piece)? == index,
