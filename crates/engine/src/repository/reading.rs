@@ -74,7 +74,7 @@ pub enum End {
 impl Repository {
     /// Reads a framed object from beginning to end on a blocking thread, giving its content to `sink`.
     ///
-    /// What `sink` got is proven only once this returns `Ok`. `NotFound` is [`Trouble::Absent`]. A sink that refuses content as damaged says
+    /// What `sink` got is proven only once this returns `Ok`. `NotFound` is [`super::Trouble::Absent`]. A sink that refuses content as damaged says
     /// so with [`std::io::ErrorKind::InvalidData`].
     pub async fn read_object<S>(
         &self,
