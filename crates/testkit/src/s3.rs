@@ -24,7 +24,8 @@ pub struct S3Server {
     first: SocketAddr,
     region: &'static str,
     bucket_folder: Option<PathBuf>,
-    _dir: TestDir,
+    garage: Option<Garage>,
+    _dir: Option<TestDir>,
 }
 
 impl S3Server {
@@ -57,7 +58,8 @@ impl S3Server {
             nodes: vec![node],
             region: "us-east-1",
             bucket_folder: Some(bucket),
-            _dir: dir,
+            garage: None,
+            _dir: Some(dir),
         })
     }
 
@@ -85,15 +87,15 @@ impl S3Server {
         let mut names = Vec::new();
         for number in 0..3 {
             nodes.push(garage.node(number, 3, &[])?);
-            let name = run(garage.command(number).args(["node", "id", "-q"]))?;
+            let name = garage.name(number)?;
             if number > 0 {
-                garage.ask(&["node", "connect", name.trim()])?;
+                garage.ask(&["node", "connect", &name])?;
             }
             names.push(name);
         }
         let ids = names.iter().map(|name| match name.split_once('@') {
             Some((id, _)) => id,
-            None => name.trim(),
+            None => name,
         });
         layout.extend(ids);
         garage.ask(&layout)?;
@@ -122,14 +124,22 @@ impl S3Server {
         Ok(())
     }
 
-    /// Starts a node that was killed.
+    /// Starts a node of Garage that was killed, and has the first one find it at once: by itself it would look for it much later.
     ///
     /// # Errors
-    /// Where there is no such node, or it does not start.
+    /// Where there is no such node, it does not start, or is not found.
     pub fn start_node(&mut self, number: usize) -> Result<()> {
         let node = self.node(number)?;
         node.process = spawn(&mut node.command)?;
-        node.wait()?.then_some(()).context("the node ended at once")
+        node.wait()?
+            .then_some(())
+            .context("the node ended at once")?;
+        let garage = self.garage.as_ref().context("only Garage has nodes")?;
+        let name = garage.name(number)?;
+        poll("the nodes to find each other", || {
+            Ok(garage.ask(&["node", "connect", &name]).ok())
+        })?;
+        Ok(())
     }
 
     fn node(&mut self, number: usize) -> Result<&mut Node> {
@@ -235,6 +245,7 @@ impl Drop for Node {
 }
 
 /// Garage's program, and the folder of its nodes.
+#[derive(Debug)]
 struct Garage {
     program: PathBuf,
     dir: TestDir,
@@ -288,6 +299,12 @@ impl Garage {
         command
     }
 
+    /// A node's id and address.
+    fn name(&self, number: usize) -> Result<String> {
+        let name = run(self.command(number).args(["node", "id", "-q"]))?;
+        Ok(name.trim().to_owned())
+    }
+
     /// Asks the first node for something.
     fn ask(&self, arguments: &[&str]) -> Result<String> {
         run(self.command(0).args(arguments))
@@ -300,7 +317,8 @@ impl Garage {
             nodes,
             region: "garage",
             bucket_folder: None,
-            _dir: self.dir,
+            garage: Some(self),
+            _dir: None,
         })
     }
 }
