@@ -51,8 +51,6 @@ pub struct Settings {
     pub spool_dir: Option<PathBuf>,
     /// Every repository, in the order in which they are read from; at least one is required.
     pub repositories: Vec<RepositorySettings>,
-    /// The first of them, for what reads from one alone.
-    pub repository: RepositorySettings,
     /// `compression.level`: zstd's, 1 to 19.
     pub compression_level: i32,
     /// `push.deadline`: how long one push may take.
@@ -165,12 +163,12 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         message,
     })?;
     let repositories = resolve_repositories(file, raw.repositories.unwrap_or_default(), &keys)?;
-    let Some(repository) = repositories.first().cloned() else {
+    if repositories.is_empty() {
         return Err(ConfigError::Missing {
             file: file.to_owned(),
             key: "repositories".to_owned(),
         });
-    };
+    }
     Ok(Settings {
         file: file.to_owned(),
         secret,
@@ -182,7 +180,6 @@ pub fn resolve(file: &Path, text: &str, cluster: Option<&str>) -> Result<Setting
         pg_bin_dir: path(cluster.pg_bin_dir),
         spool_dir: path(cluster.spool_dir),
         repositories,
-        repository,
         compression_level: raw.compression.level.0.0,
         push_deadline: raw.push.deadline.0.0,
         push_ahead: raw.push.ahead.0.0,

@@ -53,8 +53,7 @@ fn what_is_not_said_has_its_documented_default() {
         primary_connection: None,
         pg_bin_dir: None,
         spool_dir: None,
-        repositories: vec![here.clone()],
-        repository: here,
+        repositories: vec![here],
         compression_level: 1,
         push_deadline: Duration::from_secs(50),
         push_ahead: 16,
@@ -134,9 +133,9 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             && said.primary_connection.is_some()
             && said.pg_bin_dir.is_some()
             && said.spool_dir.is_some()
-            && said.repository.keys.encrypts()
-            && said.repository.keys.opens()
-            && said.repository.id.is_some()
+            && said.repositories[0].keys.encrypts()
+            && said.repositories[0].keys.opens()
+            && said.repositories[0].id.is_some()
             && !said.retention.is_empty()
             && said.repositories.len() == 2,
         "every optional key of a cluster and of a repository is in the example: {said:?}"
@@ -151,7 +150,7 @@ fn the_example_in_deploy_is_read_and_says_the_defaults() {
             None => format!("{line}\n"),
         })
         .collect();
-    let Place::Bucket(s3) = resolved(&whole).repository.place else {
+    let Place::Bucket(s3) = resolved(&whole).repositories.remove(0).place else {
         panic!("a bucket expected in {whole}");
     };
     let default = S3Settings::new("b");
@@ -194,7 +193,10 @@ log_level: debug
     );
     assert_eq!(settings.spool_dir.as_deref(), Some(Path::new("/var/tmp")));
     assert_eq!(
-        settings.repository.id.map(|id| id.to_string()).as_deref(),
+        settings.repositories[0]
+            .id
+            .map(|id| id.to_string())
+            .as_deref(),
         Some("00000000000000000000000000000012"),
         "an id of digits alone is not read as a number"
     );
@@ -439,7 +441,7 @@ fn bucket(s3: &str) -> String {
 }
 
 fn settings_of(s3: &str) -> S3Settings {
-    match resolved(&bucket(s3)).repository.place {
+    match resolved(&bucket(s3)).repositories.remove(0).place {
         Place::Bucket(s3) => *s3,
         Place::Folder(path) => panic!("a bucket expected, found the folder {}", path.display()),
     }
@@ -661,6 +663,6 @@ fn keys_that_cannot_be_meant_are_refused_and_secret_ones_are_not_shown() {
             "{encryption}: {expected:?} expected in {said}"
         );
     }
-    let plain = resolved(SMALL).repository.keys;
+    let plain = resolved(SMALL).repositories.remove(0).keys;
     assert!(!plain.encrypts() && !plain.opens(), "nothing by default");
 }
